@@ -1,0 +1,365 @@
+"""Every fact that the log can hold, as a Struct; the tag is its name on the wire and is never reused."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NewType
+
+import msgspec
+
+SessionId = NewType("SessionId", str)
+GpuId = NewType("GpuId", str)
+
+Mode = Literal["create", "finetune"]
+Kind = Literal["text", "image"]
+Purpose = Literal["chat", "batch"]
+ReleaseReason = Literal["idle", "drained", "lost", "restarted", "closed"]
+
+
+class Workload(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """What a runner filters on: one queue, one task subject and one shared consumer for each."""
+
+    mode: Mode
+    type: Kind
+    model: str
+    """Slug in the model catalogue."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One utterance of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one turn."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that did not have to be computed again."""
+    completion_tokens: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a turn failed: a stable code and a text that says what to do."""
+
+    code: str
+    message: str
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler's rules."""
+
+    idle_after_ms: int = 10_000
+    """A session that said nothing for so long gives its slot back while others wait."""
+    coefficients: dict[str, int] = msgspec.field(default_factory=dict)
+    """`<gpu kind>/<model>` -> sessions that one such GPU may hold; goes before what the runner computed."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Base of all facts. When it happened is the server's timestamp of the stored message, not a field."""
+
+
+class SessionCreated(Event, tag="session.created", frozen=True, kw_only=True):
+    """Somebody came in; the first turn follows as a fact of its own."""
+
+    session: SessionId
+    owner: str
+    mode: Mode
+    type: Kind
+    model: str
+    system: str | None = None
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    adapter: str | None = None
+    name: str | None = None
+    priority: int = 0
+    """Class in the queue: a higher one is served first. -10 to 10."""
+    request: str = ""
+    """Fingerprint of the request that made it, to recognise its repetition."""
+
+
+class TurnQueued(Event, tag="turn.queued", frozen=True, kw_only=True):
+    """A turn waits at the door for a slot."""
+
+    session: SessionId
+    turn: int
+    mode: Mode
+    type: Kind
+    model: str
+    owner: str
+    priority: int = 0
+    prompt: str
+    history: list[Message] | None = None
+    """Replaces everything said before, when the client brought another history than the log has."""
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    request: str = ""
+
+
+class TurnAdmitted(Event, tag="turn.admitted", frozen=True, kw_only=True):
+    """There is room: the broker makes this fact a task."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    mode: Mode
+    type: Kind
+    model: str
+    waited_ms: int
+    estimated_ms: int | None
+    """The wait that was told on arrival."""
+    reason: str
+    decided_seq: int
+    """The log sequence that the decision was folded to."""
+    decided_at_ms: int
+    """The log's clock at the decision, Unix ms."""
+
+
+class TurnContinued(Event, tag="turn.continued", frozen=True, kw_only=True):
+    """The next turn of a session that holds a slot; the broker makes it a task for that GPU alone."""
+
+    session: SessionId
+    turn: int
+    attempt: int = 1
+    type: Kind
+    model: str
+    gpu: GpuId
+    prompt: str
+    history: list[Message] | None = None
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    request: str = ""
+
+
+class TurnStarted(Event, tag="turn.started", frozen=True, kw_only=True):
+    """A GPU took the turn: the session is bound to it."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    incarnation: str
+
+
+class TurnProgressed(Event, tag="turn.progressed", frozen=True, kw_only=True):
+    """Steps done of steps planned, at most once a second."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    step: int
+    steps: int
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class TurnCancelling(Event, tag="turn.cancelling", frozen=True, kw_only=True):
+    """Please stop this running turn."""
+
+    session: SessionId
+    turn: int
+    gpu: GpuId
+
+
+class TurnCompleted(Event, tag="turn.completed", frozen=True, kw_only=True):
+    """The whole output of a turn."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    output: str
+    files: list[str] = msgspec.field(default_factory=list)
+    usage: Usage = Usage()
+    finish_reason: str = "stop"
+    queue_ms: int = 0
+    """From the task in hand to the first computation, on the runner's clock."""
+    first_token_ms: int | None = None
+    """From the task in hand to the first token, on the runner's clock."""
+    total_ms: int = 0
+
+
+class TurnFailed(Event, tag="turn.failed", frozen=True, kw_only=True):
+    """A turn ended without a result."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    error: Failure
+    output: str = ""
+
+
+class TurnCancelled(Event, tag="turn.cancelled", frozen=True, kw_only=True):
+    """A turn was stopped on request; what was said until then is kept."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    """`none` if no GPU had it yet."""
+    output: str = ""
+    usage: Usage = Usage()
+    first_token_ms: int | None = None
+
+
+class SessionReleased(Event, tag="session.released", frozen=True, kw_only=True):
+    """The slot is free again; the conversation stays in the log."""
+
+    session: SessionId
+    gpu: GpuId
+    incarnation: str
+    reason: ReleaseReason
+    decided_seq: int
+    decided_at_ms: int
+
+
+class SessionClosed(Event, tag="session.closed", frozen=True, kw_only=True):
+    """Over: a turn that was still open ends with it, as cancelled."""
+
+    session: SessionId
+
+
+class GpuJoined(Event, tag="gpu.joined", frozen=True, kw_only=True):
+    """A runner offers a GPU. Each start of a runner is a new incarnation."""
+
+    gpu: GpuId
+    incarnation: str
+    kind: str
+    memory_total_bytes: int
+    workloads: list[Workload]
+    """What it can run."""
+    slots: dict[str, int] = msgspec.field(default_factory=dict)
+    """Sessions it can hold of each model, as it computed; the table of the scheduler's configuration goes first."""
+
+
+class GpuLeft(Event, tag="gpu.left", frozen=True, kw_only=True):
+    """The runner ended in order."""
+
+    gpu: GpuId
+    incarnation: str
+
+
+class GpuAssigned(Event, tag="gpu.assigned", frozen=True, kw_only=True):
+    """What the GPU is for from now on."""
+
+    gpu: GpuId
+    incarnation: str
+    model: str
+    type: Kind
+    purpose: Purpose
+    slots: int
+    decided_seq: int
+    decided_at_ms: int
+
+
+class GpuReady(Event, tag="gpu.ready", frozen=True, kw_only=True):
+    """The weights are in memory."""
+
+    gpu: GpuId
+    incarnation: str
+    model: str
+    load_ms: int
+
+
+class GpuLost(Event, tag="gpu.lost", frozen=True, kw_only=True):
+    """Its heartbeats stopped."""
+
+    gpu: GpuId
+    incarnation: str
+    silent_ms: int
+
+
+class FleetResized(Event, tag="fleet.resized", frozen=True, kw_only=True):
+    """The shop should grow or shrink to `size` GPUs."""
+
+    pool: str
+    size: int
+    reason: str
+    decided_seq: int
+    decided_at_ms: int
+
+
+class PolicySet(Event, tag="fleet.policy", frozen=True, kw_only=True):
+    """The rules that decisions follow from here on; in the log, so that replaying needs nothing else."""
+
+    policy: Policy
+
+
+class GpuHeartbeat(Event, tag="gpu.heartbeat", frozen=True, kw_only=True):
+    """A GPU is alive (stream BEATS): what it measures of itself."""
+
+    gpu: GpuId
+    incarnation: str
+    memory_total_bytes: int
+    memory_used_bytes: int
+    utilisation: float
+    """0 to 1."""
+    temperature_c: int | None = None
+    power_w: int | None = None
+    model: str | None = None
+    """The resident model."""
+    slots_used: int = 0
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class SchedulerBeat(Event, tag="scheduler.beat", frozen=True, kw_only=True):
+    """The hand of the log's clock (stream BEATS)."""
+
+    scheduler: str
+    active: bool
+    seq: int
+    """The log sequence it has folded to."""
+
+
+AnyEvent = (
+    SessionCreated
+    | TurnQueued
+    | TurnAdmitted
+    | TurnContinued
+    | TurnStarted
+    | TurnProgressed
+    | TurnCancelling
+    | TurnCompleted
+    | TurnFailed
+    | TurnCancelled
+    | SessionReleased
+    | SessionClosed
+    | GpuJoined
+    | GpuLeft
+    | GpuAssigned
+    | GpuReady
+    | GpuLost
+    | FleetResized
+    | PolicySet
+    | GpuHeartbeat
+    | SchedulerBeat
+)
+
+SessionEvent = (
+    SessionCreated
+    | TurnQueued
+    | TurnAdmitted
+    | TurnContinued
+    | TurnStarted
+    | TurnProgressed
+    | TurnCancelling
+    | TurnCompleted
+    | TurnFailed
+    | TurnCancelled
+    | SessionReleased
+    | SessionClosed
+)
+
+NO_GPU = GpuId("none")  # the token in place of a GPU where none had the turn yet
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A stored message: where and when it stands in the log, and the fact in it."""
+
+    seq: int
+    at_ms: int
+    """The server's timestamp, Unix ms."""
+    subject: str
+    event: AnyEvent | None
+    """None: unreadable, or forged (it does not fit its subject); it still moves the fence of its subject."""
+    headers: dict[str, str] = {}
+    """Only where the reader asked for them; a fold never needs them."""

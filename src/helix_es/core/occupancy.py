@@ -1,0 +1,322 @@
+"""Which session holds which GPU and who waits: the fold of the log that every decision is made from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from helix_es.core import events as e
+from helix_es.core.door import Door
+from helix_es.core.floor import Gpu, Seat, serves
+from helix_es.core.session import NEXT, OPEN, Phase
+
+
+class Occupancy:
+    """State after a prefix of the log. `apply` costs O(log n) and never looks at the whole fleet."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.now_ms = 0
+        self.policy = e.Policy()
+        self.policy_seq = 0
+        self.seats: dict[str, Seat] = {}
+        self.gpus: dict[str, Gpu] = {}
+        self.door = Door()
+        self.fences: dict[str, int] = {}
+        """Last sequence of each GPU that ever was here."""
+        self.misfits = 0
+        """Stored messages that were unreadable or could not happen where they stood."""
+        # Indexes, so that a decision only looks at what it is about.
+        self.idle: dict[e.Workload, OrderedDict[str, None]] = {}
+        self.orphans: dict[str, e.ReleaseReason] = {}
+        self.stranded: dict[str, int] = {}
+        """GPU -> sessions that an earlier incarnation of it still holds in the log."""
+        self.unassigned: dict[str, None] = {}
+
+    # -- questions -----------------------------------------------------------------------------------------
+
+    def position(self, seat: Seat) -> int | None:
+        """Return 1 for the next to be admitted, None if the session does not wait."""
+        if seat.phase != "queued" or seat.place is None:
+            return None
+        return self.door.queue(seat.workload).position(seat.place)
+
+    def wait_ms(self, workload: e.Workload, position: int) -> int | None:
+        """Return the wait to expect at `position`, or None while nothing serves the workload."""
+        return self.door.wait_ms(workload, position, now_ms=self.now_ms)
+
+    # -- the fold ------------------------------------------------------------------------------------------
+
+    def tick(self, now_ms: int) -> None:
+        """Move the clock to a stored beat; it never goes back."""
+        if now_ms > self.now_ms:
+            self.now_ms = now_ms
+
+    def apply(self, record: e.Recorded) -> None:
+        """Fold the next record. Records come in log order, each once."""
+        self.seq = record.seq
+        if record.at_ms > self.now_ms:
+            self.now_ms = record.at_ms
+        event = record.event
+        if event is None:
+            self._unreadable(record)
+            return
+        handler = _HANDLERS.get(type(event))
+        if handler is not None:
+            handler(self, record, event)
+
+    def _unreadable(self, record: e.Recorded) -> None:
+        self.misfits += 1
+        root, name, _ = record.subject.split(".", 2)
+        if root == "session" and name in self.seats:
+            self.seats[name].last_seq = record.seq
+        elif root == "gpu":
+            self._gpu_fence(name, record.seq)
+
+    def _gpu_fence(self, gpu: str, seq: int) -> None:
+        self.fences[gpu] = seq
+        if gpu in self.gpus:
+            self.gpus[gpu].last_seq = seq
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    def _queued(self, record: e.Recorded, event: e.TurnQueued) -> None:
+        if event.session in self.seats:
+            self._misfit(record, event)
+            return
+        workload = e.Workload(event.mode, event.type, event.model)
+        seat = Seat(
+            session=event.session,
+            workload=workload,
+            owner=event.owner,
+            priority=event.priority,
+            phase="queued",
+            last_seq=record.seq,
+            turn=event.turn,
+            queued_ms=record.at_ms,
+            active_ms=record.at_ms,
+        )
+        self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms)
+        self.seats[event.session] = seat
+
+    def _misfit(self, record: e.Recorded, event: Any) -> None:
+        self.misfits += 1
+        seat = self.seats.get(event.session)
+        if seat is not None:
+            seat.last_seq = record.seq
+
+    def _step(self, record: e.Recorded, event: Any, turn: int | None) -> tuple[Seat, Phase] | None:
+        """Return the seat in its new phase, with the phase before; None if `event` cannot happen to it."""
+        seat = self.seats.get(event.session)
+        if seat is None:
+            return None  # released or closed: nothing that a decision needs
+        before = seat.phase
+        after = NEXT[type(event)].get(before)
+        if after is None or (turn is not None and turn != seat.turn):
+            self._misfit(record, event)
+            return None
+        seat.last_seq = record.seq
+        seat.active_ms = record.at_ms
+        seat.phase = after
+        return seat, before
+
+    def _admitted(self, record: e.Recorded, event: e.TurnAdmitted) -> None:
+        if (step := self._step(record, event, event.turn)) is None:
+            return
+        seat, _ = step
+        seat.attempt = event.attempt
+        self.door.leave(seat, served=True)
+        self.door.capacity(seat.workload).admitted += 1
+
+    def _continued(self, record: e.Recorded, event: e.TurnContinued) -> None:
+        seat = self.seats.get(event.session)
+        if seat is None or event.turn != seat.turn + 1 or event.gpu != seat.gpu or seat.phase != "idle":
+            self._misfit(record, event)
+            return
+        self._step(record, event, None)
+        seat.turn = event.turn
+        seat.attempt = event.attempt
+        seat.queued_ms = record.at_ms
+        seat.place = None
+        self.idle[seat.workload].pop(event.session, None)
+
+    def _started(self, record: e.Recorded, event: e.TurnStarted) -> None:
+        if (step := self._step(record, event, event.turn)) is None:
+            return
+        seat, before = step
+        if before == "admitted":
+            self.door.capacity(seat.workload).admitted -= 1
+            self._bind(seat, event.gpu, event.incarnation)
+
+    def _bind(self, seat: Seat, gpu_id: e.GpuId, incarnation: str) -> None:
+        seat.gpu, seat.incarnation = gpu_id, incarnation
+        gpu = self.gpus.get(gpu_id)
+        if gpu is not None and gpu.incarnation == incarnation:
+            gpu.sessions[seat.session] = None
+            self.door.capacity(seat.workload).bound += 1
+        else:  # a runner that was given up while it held the task: nobody will serve this
+            self._strand(seat, "lost")
+
+    def _strand(self, seat: Seat, reason: e.ReleaseReason) -> None:
+        self.orphans.setdefault(seat.session, reason)
+        if seat.gpu is not None:
+            self.stranded[seat.gpu] = self.stranded.get(seat.gpu, 0) + 1
+
+    def _noted(self, record: e.Recorded, event: e.TurnProgressed | e.TurnCancelling) -> None:
+        self._step(record, event, event.turn)
+
+    def _ended(self, record: e.Recorded, event: e.TurnCompleted | e.TurnFailed | e.TurnCancelled) -> None:
+        if (step := self._step(record, event, event.turn)) is None:
+            return
+        seat, before = step
+        if seat.phase == "idle":
+            idle = self.idle.get(seat.workload)
+            if idle is None:
+                idle = self.idle[seat.workload] = OrderedDict()
+            idle[seat.session] = None
+            return
+        self._unseat_waiting(seat, before)
+
+    def _unseat_waiting(self, seat: Seat, before: Phase) -> None:
+        """A session that holds no slot goes: out of the queue, or out of those a slot is set aside for."""
+        if before == "queued":
+            self.door.leave(seat, served=False)
+        elif before == "admitted":
+            self.door.capacity(seat.workload).admitted -= 1
+        del self.seats[seat.session]
+
+    def _released(self, record: e.Recorded, event: e.SessionReleased) -> None:
+        seat = self.seats.get(event.session)
+        if seat is None or seat.gpu != event.gpu or NEXT[e.SessionReleased].get(seat.phase) is None:
+            self._misfit(record, event)
+            return
+        before = seat.phase
+        self._step(record, event, None)
+        self._unbind(seat, record.at_ms)
+        if before in OPEN:
+            self.door.put_back(seat, seq=record.seq)
+        else:
+            del self.seats[seat.session]
+
+    def _unbind(self, seat: Seat, at_ms: int) -> None:
+        if seat.session in self.orphans and seat.gpu is not None and seat.gpu in self.stranded:
+            gpu = self.gpus.get(seat.gpu)
+            if gpu is None or seat.session not in gpu.sessions:
+                self.stranded[seat.gpu] -= 1
+                if not self.stranded[seat.gpu]:
+                    del self.stranded[seat.gpu]
+        self.orphans.pop(seat.session, None)
+        idle = self.idle.get(seat.workload)
+        if idle is not None:
+            idle.pop(seat.session, None)
+        gpu = self.gpus.get(seat.gpu or "")
+        if gpu is not None and seat.session in gpu.sessions:
+            del gpu.sessions[seat.session]
+            self.door.capacity(seat.workload).bound -= 1
+            self.door.freed(seat.workload, at_ms)
+        seat.gpu, seat.incarnation = None, ""
+
+    def _closed(self, record: e.Recorded, event: e.SessionClosed) -> None:
+        if (step := self._step(record, event, None)) is None:
+            return
+        seat, before = step
+        if seat.gpu is None:
+            self._unseat_waiting(seat, before)
+            return
+        idle = self.idle.get(seat.workload)
+        if idle is not None:
+            idle.pop(seat.session, None)
+        self.orphans.setdefault(seat.session, "closed")
+
+    # -- GPUs ----------------------------------------------------------------------------------------------
+
+    def _joined(self, record: e.Recorded, event: e.GpuJoined) -> None:
+        self._drop_gpu(event.gpu, "restarted")
+        self._gpu_fence(event.gpu, record.seq)
+        self.gpus[event.gpu] = Gpu(
+            gpu=event.gpu,
+            incarnation=event.incarnation,
+            kind=event.kind,
+            memory_total_bytes=event.memory_total_bytes,
+            workloads=list(event.workloads),
+            offered=dict(event.slots),
+            last_seq=record.seq,
+            joined_ms=record.at_ms,
+        )
+        self.unassigned[event.gpu] = None
+
+    def _live(self, record: e.Recorded, event: Any) -> Gpu | None:
+        """Return the GPU that `event` is about, or None if it speaks of an earlier incarnation."""
+        self._gpu_fence(event.gpu, record.seq)
+        gpu = self.gpus.get(event.gpu)
+        return gpu if gpu is not None and gpu.incarnation == event.incarnation else None
+
+    def _assigned(self, record: e.Recorded, event: e.GpuAssigned) -> None:
+        gpu = self._live(record, event)
+        if gpu is None:
+            return
+        self.unassigned.pop(event.gpu, None)
+        if gpu.state == "ready":
+            self._count_slots(gpu, -1)
+        gpu.state = "ready" if gpu.state == "ready" and gpu.model == event.model else "assigned"
+        gpu.model, gpu.type = event.model, event.type
+        gpu.purpose, gpu.slots = event.purpose, event.slots
+        if gpu.state == "ready":
+            self._count_slots(gpu, +1)
+
+    def _ready(self, record: e.Recorded, event: e.GpuReady) -> None:
+        gpu = self._live(record, event)
+        if gpu is None or gpu.state != "assigned" or gpu.model != event.model:
+            return
+        gpu.state, gpu.load_ms = "ready", event.load_ms
+        self._count_slots(gpu, +1)
+
+    def _count_slots(self, gpu: Gpu, sign: int) -> None:
+        workload = serves(gpu)
+        if workload is not None:
+            self.door.capacity(workload).slots += sign * gpu.slots
+
+    def _left(self, record: e.Recorded, event: e.GpuLeft) -> None:
+        if self._live(record, event) is not None:
+            self._drop_gpu(event.gpu, "drained")
+
+    def _lost(self, record: e.Recorded, event: e.GpuLost) -> None:
+        if self._live(record, event) is not None:
+            self._drop_gpu(event.gpu, "lost")
+
+    def _drop_gpu(self, gpu_id: e.GpuId, reason: e.ReleaseReason) -> None:
+        gpu = self.gpus.pop(gpu_id, None)
+        if gpu is None:
+            return
+        self.unassigned.pop(gpu_id, None)
+        if gpu.state == "ready":
+            self._count_slots(gpu, -1)
+        for session in gpu.sessions:  # at most its slots, not the fleet
+            seat = self.seats[session]
+            self.door.capacity(seat.workload).bound -= 1
+            self._strand(seat, reason)
+
+    def _policy(self, record: e.Recorded, event: e.PolicySet) -> None:
+        self.policy, self.policy_seq = event.policy, record.seq
+
+
+_HANDLERS: dict[type[e.Event], Callable[[Occupancy, e.Recorded, Any], None]] = {
+    e.TurnQueued: Occupancy._queued,
+    e.TurnAdmitted: Occupancy._admitted,
+    e.TurnContinued: Occupancy._continued,
+    e.TurnStarted: Occupancy._started,
+    e.TurnProgressed: Occupancy._noted,
+    e.TurnCancelling: Occupancy._noted,
+    e.TurnCompleted: Occupancy._ended,
+    e.TurnFailed: Occupancy._ended,
+    e.TurnCancelled: Occupancy._ended,
+    e.SessionReleased: Occupancy._released,
+    e.SessionClosed: Occupancy._closed,
+    e.GpuJoined: Occupancy._joined,
+    e.GpuAssigned: Occupancy._assigned,
+    e.GpuReady: Occupancy._ready,
+    e.GpuLeft: Occupancy._left,
+    e.GpuLost: Occupancy._lost,
+    e.PolicySet: Occupancy._policy,
+}

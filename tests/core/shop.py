@@ -1,0 +1,233 @@
+"""A whole shop in memory: clients, runners and schedulers act on one log through the real fold and decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from helix_es.core import events as e
+from helix_es.core.errors import Conflict
+from helix_es.core.history import Session, fold
+from helix_es.core.occupancy import Occupancy
+from helix_es.core.placement import Decision, decide
+from helix_es.core.session import OPEN
+from helix_es.core.subjects import session_filter
+from helix_es.testing import InMemoryLog, matches
+
+WORK = e.Workload("create", "text", "mistral")
+
+
+@dataclass
+class Runner:
+    """A runner as the protocol demands it: takes work only while it has a free slot by what the log stored."""
+
+    gpu: e.GpuId
+    incarnation: str
+    slots: int = 0
+    ready: bool = False
+    paused: bool = False
+    bound: dict[str, None] = field(default_factory=dict)
+    heard: int = 0
+    running: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # session -> turn, attempt, fence
+
+
+class Shop:
+    """The shared log and everybody around it."""
+
+    def __init__(self, policy: e.Policy | None = None) -> None:
+        self.now_ms = 1_000_000
+        self.log = InMemoryLog(lambda: self.now_ms)
+        self.live = Occupancy()
+        self.runners: dict[str, Runner] = {}
+        self.tasks: list[e.Recorded] = []
+        self.routed = 0
+        self.keys = 0
+        if policy is not None:
+            self.append(e.PolicySet(policy=policy), 0)
+
+    def append(self, event: e.AnyEvent, expected_seq: int) -> int | None:
+        """Return the sequence, or None if somebody else was first."""
+        self.keys += 1
+        try:
+            return self.log.append_now(event, expected_seq=expected_seq, key=f"k{self.keys}")
+        except Conflict:
+            return None
+
+    def session(self, sid: str) -> Session:
+        found = (r for r in self.log.records if matches(r.subject, session_filter(sid)))
+        return fold(sid, found)
+
+    def catch_up(self, state: Occupancy, upto: int | None = None) -> Occupancy:
+        for record in self.log.records[state.seq : upto]:
+            state.apply(record)
+        return state
+
+    # -- clients
+
+    def open(self, sid: str, owner: str = "ann", priority: int = 0) -> None:
+        session = e.SessionId(sid)
+        seq = self.append(
+            e.SessionCreated(session=session, owner=owner, mode="create", type="text", model="mistral"), 0
+        )
+        assert seq is not None
+        self.queue(sid, 1, owner, priority, seq)
+
+    def queue(self, sid: str, turn: int, owner: str, priority: int, expected: int) -> int | None:
+        return self.append(
+            e.TurnQueued(
+                session=e.SessionId(sid),
+                turn=turn,
+                mode="create",
+                type="text",
+                model="mistral",
+                owner=owner,
+                priority=priority,
+                prompt="hello",
+            ),
+            expected,
+        )
+
+    def say(self, sid: str) -> bool:
+        """Say the next thing, as the API does; False if a turn is open or the session is over."""
+        s = self.session(sid)
+        turn = len(s.turns) + 1
+        if s.phase == "idle" and s.gpu is not None:
+            event = e.TurnContinued(
+                session=s.session, turn=turn, type="text", model="mistral", gpu=e.GpuId(s.gpu), prompt="more"
+            )
+            return self.append(event, s.last_seq) is not None
+        if s.phase == "released":
+            return self.queue(sid, turn, s.owner, s.priority, s.last_seq) is not None
+        return False
+
+    def cancel(self, sid: str) -> None:
+        s = self.session(sid)
+        if s.phase == "running" and s.gpu is not None:
+            gpu = e.GpuId(s.gpu)
+            self.append(e.TurnCancelling(session=s.session, turn=len(s.turns), gpu=gpu), s.last_seq)
+        elif s.phase in OPEN:
+            turn = s.turns[-1]
+            event = e.TurnCancelled(session=s.session, turn=turn.turn, attempt=turn.attempt, gpu=e.NO_GPU)
+            self.append(event, s.last_seq)
+
+    def close(self, sid: str) -> None:
+        s = self.session(sid)
+        if s.phase != "closed":
+            self.append(e.SessionClosed(session=s.session), s.last_seq)
+
+    # -- the scheduler
+
+    def schedule(self, state: Occupancy | None = None) -> int:
+        """Decide once from `state` (it may lag behind) and append what still holds; return how much was tried."""
+        state = self.catch_up(self.live) if state is None else state
+        plan = decide(state, max(self.now_ms, state.now_ms))
+        for decision in plan:
+            self.carry_out(decision)
+        return len(plan)
+
+    def carry_out(self, decision: Decision) -> None:
+        self.append(decision.event, decision.expected_seq)
+
+    def lose(self, gpu: str) -> None:
+        """Declare a GPU dead, as the liveness watch does."""
+        state = self.catch_up(self.live)
+        if gpu in state.gpus:
+            there = state.gpus[gpu]
+            event = e.GpuLost(gpu=there.gpu, incarnation=there.incarnation, silent_ms=3000)
+            self.append(event, there.last_seq)
+
+    # -- runners
+
+    def join(self, gpu: str, slots: int) -> None:
+        self.keys += 1
+        runner = Runner(e.GpuId(gpu), f"i{self.keys}")
+        self.runners[gpu] = runner
+        self._joined(runner, slots)
+
+    def _joined(self, runner: Runner, slots: int) -> None:
+        event = e.GpuJoined(
+            gpu=runner.gpu,
+            incarnation=runner.incarnation,
+            kind="cpu",
+            memory_total_bytes=1 << 30,
+            workloads=[WORK],
+            slots={"mistral": slots},
+        )
+        last = [r.seq for r in self.log.records if r.subject.startswith(f"gpu.{runner.gpu}.")]
+        seq = self.append(event, last[-1] if last else 0)
+        assert seq is not None
+        runner.heard = seq
+
+    def hear(self, runner: Runner) -> None:
+        """Take in what the log has stored for this GPU since."""
+        for record in self.log.records[runner.heard :]:
+            match record.event:
+                case e.GpuAssigned(gpu=gpu, incarnation=i, slots=slots) if (gpu, i) == self._me(runner):
+                    runner.slots, runner.ready = slots, True
+                    event = e.GpuReady(gpu=runner.gpu, incarnation=i, model="mistral", load_ms=1)
+                    self.append(event, record.seq)
+                case e.SessionReleased(gpu=gpu, incarnation=i, session=sid) if (gpu, i) == self._me(runner):
+                    runner.bound.pop(sid, None)
+                    runner.running.pop(sid, None)
+                case e.GpuLost(gpu=gpu, incarnation=i) if (gpu, i) == self._me(runner):
+                    self.join(runner.gpu, max(1, runner.slots))
+                    return
+                case _:
+                    pass
+        runner.heard = len(self.log.records)
+
+    @staticmethod
+    def _me(runner: Runner) -> tuple[str, str]:
+        return runner.gpu, runner.incarnation
+
+    def route(self) -> None:
+        """What the broker does: facts become tasks."""
+        for record in self.log.records[self.routed :]:
+            if isinstance(record.event, e.TurnAdmitted | e.TurnContinued):
+                self.tasks.append(record)
+        self.routed = len(self.log.records)
+
+    def take(self, runner: Runner) -> bool:
+        """Pull one task and start it, if the runner has room; True if it started."""
+        self.route()
+        for task in list(self.tasks):
+            event = task.event
+            assert isinstance(event, e.TurnAdmitted | e.TurnContinued)
+            bound = isinstance(event, e.TurnContinued)
+            if (bound and event.gpu != runner.gpu) or (not bound and len(runner.bound) >= runner.slots):
+                continue
+            self.tasks.remove(task)
+            if bound and event.session not in runner.bound:
+                continue  # it was meant for an earlier life of this GPU
+            seq = self.start(runner, event, task.seq)
+            if seq is not None:
+                return True
+        return False
+
+    def start(self, runner: Runner, event: e.TurnAdmitted | e.TurnContinued, fence: int) -> int | None:
+        started = e.TurnStarted(
+            session=event.session,
+            turn=event.turn,
+            attempt=event.attempt,
+            gpu=runner.gpu,
+            incarnation=runner.incarnation,
+        )
+        seq = self.append(started, fence)
+        if seq is not None:
+            runner.bound[event.session] = None
+            runner.running[event.session] = (event.turn, event.attempt, seq)
+        return seq
+
+    def finish(self, runner: Runner, sid: str) -> bool:
+        """Append the outcome; a fence that failed is looked at again, as the design says."""
+        turn, attempt, fence = runner.running.pop(sid)
+        done = e.TurnCompleted(
+            session=e.SessionId(sid), turn=turn, attempt=attempt, gpu=runner.gpu, output="hi"
+        )
+        if self.append(done, fence) is not None:
+            return True
+        s = self.session(sid)
+        last = s.turns[-1]
+        if s.phase == "running" and (last.turn, last.attempt, s.gpu) == (turn, attempt, runner.gpu):
+            cancelled = e.TurnCancelled(session=s.session, turn=turn, attempt=attempt, gpu=runner.gpu)
+            return self.append(cancelled, s.last_seq) is not None
+        return False
