@@ -92,7 +92,13 @@ class Shop:
         turn = len(s.turns) + 1
         if s.phase == "idle" and s.gpu is not None:
             event = e.TurnContinued(
-                session=s.session, turn=turn, type="text", model="mistral", gpu=e.GpuId(s.gpu), prompt="more"
+                session=s.session,
+                turn=turn,
+                type="text",
+                model="mistral",
+                gpu=e.GpuId(s.gpu),
+                after_seq=s.last_seq,
+                prompt="more",
             )
             return self.append(event, s.last_seq) is not None
         if s.phase == "released":

@@ -123,6 +123,8 @@ class TurnContinued(Event, tag="turn.continued", frozen=True, kw_only=True):
     type: Kind
     model: str
     gpu: GpuId
+    after_seq: int
+    """The session's last sequence before this: a runner whose memory ends there need not read the log."""
     prompt: str
     history: list[Message] | None = None
     params: dict[str, Any] = msgspec.field(default_factory=dict)

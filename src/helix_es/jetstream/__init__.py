@@ -1,0 +1,1 @@
+"""Everything that speaks to NATS; no other room imports it."""

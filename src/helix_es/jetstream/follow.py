@@ -1,0 +1,144 @@
+"""Follow a stream without a gap: a throw-away pull consumer that is made anew whenever anything looks odd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import structlog
+
+from helix_es.core.codec import decode
+from helix_es.core.errors import HelixError, Unavailable, Unreadable
+from helix_es.core.events import Recorded
+from helix_es.jetstream.client import Connection
+from helix_es.jetstream.headers import parse
+from helix_es.log import Batch
+
+log = structlog.get_logger(__name__)
+
+PULL = 1000
+OUTSTANDING = 3 * PULL  # three pulls on their way keep the server busy while we fold
+EXPIRES_S = 30
+HEARTBEAT_S = 1.0  # the server says so often that it is there
+SILENCE_S = 3.0  # three of them missing: make the consumer anew
+RETRY_S = 0.2
+
+
+class _Reader:
+    """What came in since the iterator last looked; filled inside the connection's reader."""
+
+    def __init__(self, after_seq: int) -> None:
+        self.records: list[Recorded] = []
+        self.seq = after_seq
+        self.delivered = 0
+        self.pending: int | None = None
+        self.outstanding = 0
+        self.broken = ""
+        self.arrived = asyncio.Event()
+
+    def sink(self, subject: str, reply: str, headers: bytes, data: bytes) -> None:
+        if not reply.startswith("$JS.ACK."):
+            self._status(headers)
+            self.arrived.set()
+            return
+        _, seq, delivered, stamp_ns, pending = reply.rsplit(".", 4)
+        if int(delivered) != self.delivered + 1:
+            self.broken = f"gap: delivery {delivered} after {self.delivered}"
+        if self.broken:
+            self.arrived.set()
+            return
+        self.delivered += 1
+        self.outstanding -= 1
+        try:
+            event = decode(subject, data)
+        except Unreadable as error:
+            log.warning("unreadable_message", seq=int(seq), subject=subject, error=str(error)[:200])
+            event = None
+        self.seq = int(seq)
+        self.records.append(Recorded(self.seq, int(stamp_ns) // 1_000_000, subject, event))
+        self.pending = int(pending)
+        self.arrived.set()
+
+    def _status(self, raw: bytes) -> None:
+        status, headers = parse(raw)
+        if status == 100:
+            return
+        if status == 408:
+            self.outstanding -= int(headers.get("Nats-Pending-Messages", PULL))
+            return
+        self.broken = f"status {status}"
+
+
+async def follow(
+    connection: Connection, stream: str, after_seq: int, filters: Sequence[str] = ()
+) -> AsyncIterator[Batch]:
+    """Yield all of `stream` after `after_seq`, for ever; see `Log.follow`."""
+    while True:
+        try:
+            async for batch, seq in _attempt(connection, stream, after_seq, filters):
+                after_seq = max(after_seq, seq)
+                yield batch
+        except HelixError as error:
+            log.warning("follow_restarts", stream=stream, after_seq=after_seq, error=str(error))
+        await asyncio.sleep(RETRY_S)
+
+
+async def _attempt(
+    connection: Connection, stream: str, after_seq: int, filters: Sequence[str]
+) -> AsyncIterator[tuple[Batch, int]]:
+    reader = _Reader(after_seq)
+    inbox = connection.nc.new_inbox()
+    sub = await connection.sink(inbox, reader.sink)
+    consumer = ""
+    try:
+        consumer, pending = await _create(connection, stream, after_seq, filters)
+        if pending == 0:
+            yield Batch([], 0), after_seq
+        pull = msgspec.json.encode(
+            {"batch": PULL, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
+        )
+        while True:
+            while reader.outstanding <= OUTSTANDING - PULL:
+                await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", pull, reply=inbox)
+                reader.outstanding += PULL
+            try:
+                await asyncio.wait_for(reader.arrived.wait(), SILENCE_S)
+            except TimeoutError:
+                raise Unavailable(f"{stream} was silent for {SILENCE_S} s") from None
+            reader.arrived.clear()
+            records, reader.records = reader.records, []
+            if records:
+                yield Batch(records, reader.pending or 0), reader.seq
+            if reader.broken:
+                raise Unavailable(f"{stream}: {reader.broken}")
+    finally:
+        await _drop(connection, stream, consumer, sub)
+
+
+async def _create(
+    connection: Connection, stream: str, after_seq: int, filters: Sequence[str]
+) -> tuple[str, int]:
+    """Return the consumer's name and how many messages wait for it."""
+    name = f"follow-{connection.nc.new_inbox().rsplit('.', 1)[-1]}"
+    config = {
+        "name": name,
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": after_seq + 1,
+        "ack_policy": "none",
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": int(60e9),
+    }
+    if filters:
+        config["filter_subjects"] = list(filters)
+    body = {"stream_name": stream, "action": "create", "config": config}
+    made = await connection.api(f"CONSUMER.CREATE.{stream}.{name}", body)
+    return name, int(made["num_pending"])
+
+
+async def _drop(connection: Connection, stream: str, consumer: str, sub: object) -> None:
+    await connection.unsink(sub)
+    if consumer and connection.connected:
+        # Not waited for: the server forgets it by itself after a minute.
+        await connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}", b"")
