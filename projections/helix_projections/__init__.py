@@ -1,0 +1,1 @@
+"""Processes that fold the log and act on it."""

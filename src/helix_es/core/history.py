@@ -80,9 +80,11 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             if each.history is not None:
                 said = list(each.history)
             said.append(e.Message(role="user", content=each.prompt))
-            if each.turn < turn and each.output:
+            if each.turn == turn:
+                break
+            if each.output and each.state != "failed":
                 said.append(e.Message(role="assistant", content=each.output))
-            elif each.turn < turn:
+            else:
                 said.pop()  # an unanswered prompt would put two user messages in a row, which templates refuse
         return said
 

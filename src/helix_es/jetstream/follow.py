@@ -90,7 +90,6 @@ async def _attempt(
     reader = _Reader(after_seq)
     inbox = connection.nc.new_inbox()
     sub = await connection.sink(inbox, reader.sink)
-    consumer = ""
     try:
         consumer, pending = await _create(connection, stream, after_seq, filters)
         if pending == 0:
@@ -113,7 +112,7 @@ async def _attempt(
             if reader.broken:
                 raise Unavailable(f"{stream}: {reader.broken}")
     finally:
-        await _drop(connection, stream, consumer, sub)
+        await connection.unsink(sub)
 
 
 async def _create(
@@ -128,17 +127,10 @@ async def _create(
         "ack_policy": "none",
         "mem_storage": True,
         "num_replicas": 1,
-        "inactive_threshold": int(60e9),
+        "inactive_threshold": int(30e9),  # then the server forgets it: no role may delete consumers of LOG
     }
     if filters:
         config["filter_subjects"] = list(filters)
     body = {"stream_name": stream, "action": "create", "config": config}
     made = await connection.api(f"CONSUMER.CREATE.{stream}.{name}", body)
     return name, int(made["num_pending"])
-
-
-async def _drop(connection: Connection, stream: str, consumer: str, sub: object) -> None:
-    await connection.unsink(sub)
-    if consumer and connection.connected:
-        # Not waited for: the server forgets it by itself after a minute.
-        await connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}", b"")

@@ -1,0 +1,200 @@
+"""The scheduler: folds the log, decides, appends; everything that it knows is in the log or in a beat."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from helix_es.core import events as e
+from helix_es.core.codec import type_of
+from helix_es.core.errors import Conflict, HelixError
+from helix_es.core.placement import Decision, decide
+from helix_es.jetstream.beats import Beats
+from helix_es.jetstream.client import Connection
+from helix_es.jetstream.log import JetStreamLog
+from helix_es.jetstream.streams import provision, provision_gpu, provision_workload
+from helix_es.jetstream.tasks import purge_continued
+from helix_es.replica import Replica
+from helix_es.settings import Settings
+from helix_projections.leadership import Leadership
+from helix_projections.liveness import Liveness
+
+log = structlog.get_logger(__name__)
+
+BEAT_S = 0.25
+SNAPSHOT_EVERY = 20_000  # facts: about a third of a second of folding
+LOOK_BACK = 64  # beats before ours, so that a newcomer sees at once whether somebody acts
+SETTLE_S = 2.0  # how long our own appends may take to come back before we decide again
+
+
+class Scheduler:
+    """One of possibly many; the active one appends what `decide` says."""
+
+    def __init__(self, connection: Connection, settings: Settings, *, name: str, replicas: int = 1) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._replicas = replicas
+        self._log = JetStreamLog(connection)
+        self._beats = Beats(connection)
+        self._gone: list[str] = []
+        self.replica = Replica(self._log)
+        self.leadership = Leadership(name)
+        lost_after_ms = int(3 * settings.sessions.heartbeat_s * 1000)  # three missed heartbeats
+        self.liveness = Liveness(lost_after_ms=lost_after_ms, most_gap_ms=int(2 * BEAT_S * 1000))
+
+    async def run(self) -> None:
+        """Schedule until cancelled; then save a snapshot."""
+        await provision(self._connection, replicas=self._replicas)
+        self.replica.listen(self._hear)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.replica.run())
+                await self.replica.caught_up.wait()
+                for gpu in self.replica.state.gpus.values():  # three heartbeats of grace for whoever we find
+                    self.liveness.heard(gpu.gpu, gpu.incarnation)
+                group.create_task(self._follow_beats())
+                group.create_task(self._beat())
+                group.create_task(self._decide())
+                group.create_task(self._reprovision())
+        finally:
+            await self._snapshot()
+
+    def _hear(self, record: e.Recorded) -> None:
+        match record.event:
+            case e.GpuJoined(gpu=gpu, incarnation=incarnation):
+                self.liveness.heard(gpu, incarnation)
+            case e.GpuLeft(gpu=gpu) | e.GpuLost(gpu=gpu):
+                self.liveness.forget(gpu)
+                self._gone.append(gpu)
+            case _:
+                pass
+
+    # -- the clock, and who acts
+
+    async def _beat(self) -> None:
+        while True:
+            beat = e.SchedulerBeat(
+                scheduler=self.leadership.name, active=self.leadership.active, seq=self.replica.state.seq
+            )
+            try:
+                await self._beats.publish(beat)
+            except HelixError as error:
+                log.warning("beat_not_sent", error=str(error))
+            await asyncio.sleep(BEAT_S)
+
+    async def _follow_beats(self) -> None:
+        start = max(0, await self._beats.last_seq() - LOOK_BACK)
+        async for batch in self._beats.follow(start):
+            for record in batch.records:
+                self._take_beat(record)
+
+    def _take_beat(self, record: e.Recorded) -> None:
+        match record.event:
+            case e.GpuHeartbeat(gpu=gpu, incarnation=incarnation):
+                there = self.replica.state.gpus.get(gpu)
+                if there is not None and there.incarnation == incarnation:
+                    self.liveness.heard(gpu, incarnation)
+            case e.SchedulerBeat(scheduler=scheduler, active=active):
+                was = self.leadership.active
+                if self.leadership.beat(scheduler, active=active, at_ms=record.at_ms) != was:
+                    log.info("scheduler_active" if not was else "scheduler_standby", scheduler=scheduler)
+                if scheduler == self.leadership.name:
+                    self.liveness.beat(record.at_ms)
+                self.replica.tick(record.at_ms)
+            case _:
+                pass
+
+    # -- decisions
+
+    async def _decide(self) -> None:
+        while True:
+            changed = self.replica.changed()
+            appended = 0
+            if self.leadership.active:
+                try:
+                    appended = await self._act()
+                except HelixError as error:
+                    log.error("decision_failed", code=error.code, error=str(error))
+                    await asyncio.sleep(BEAT_S)
+            if not appended:
+                await changed.wait()
+
+    async def _act(self) -> int:
+        """Append what should happen now; return the last sequence, 0 if nothing did."""
+        state = self.replica.state
+        await self._set_policy()
+        plan = self._losses() + decide(state, state.now_ms)
+        for decision in plan:
+            if isinstance(decision.event, e.GpuAssigned):
+                await self._consumers(decision.event)
+        results = await asyncio.gather(*(self._append(decision) for decision in plan))
+        last = max(results, default=0)
+        if last:
+            await self.replica.reached(last, SETTLE_S)
+        for gpu in self._gone[:]:
+            self._gone.remove(gpu)
+            if gpu not in state.gpus:
+                await purge_continued(self._connection, gpu)
+        if state.seq - self.replica.snapshot_seq > SNAPSHOT_EVERY:
+            await self._snapshot()
+        return last
+
+    async def _set_policy(self) -> None:
+        state = self.replica.state
+        wanted = self._settings.policy
+        if state.policy_seq and state.policy == wanted:
+            return
+        event = e.PolicySet(policy=wanted)
+        seq = await self._append(Decision(event=event, expected_seq=state.policy_seq))
+        await self.replica.reached(seq, SETTLE_S)
+
+    def _losses(self) -> list[Decision]:
+        plan = []
+        for name, incarnation, silent_ms in self.liveness.silent():
+            gpu = self.replica.state.gpus.get(name)
+            if gpu is None or gpu.incarnation != incarnation:
+                self.liveness.forget(name)
+                continue
+            log.warning("gpu_lost", gpu=name, silent_ms=silent_ms)
+            event = e.GpuLost(gpu=gpu.gpu, incarnation=incarnation, silent_ms=silent_ms)
+            plan.append(Decision(event=event, expected_seq=gpu.last_seq))
+        return plan
+
+    async def _consumers(self, event: e.GpuAssigned) -> None:
+        """Make what the GPU will pull from, before it is told to."""
+        mode: e.Mode = "finetune" if event.purpose == "batch" else "create"
+        await provision_workload(self._connection, e.Workload(mode, event.type, event.model))
+        await provision_gpu(self._connection, event.gpu)
+
+    async def _append(self, decision: Decision) -> int:
+        """Return the sequence, or 0 if somebody else was first."""
+        event = decision.event
+        about = getattr(event, "session", None) or getattr(event, "gpu", None) or "policy"
+        # Two schedulers that decide the same send the same key.
+        key = f"{type_of(event)}:{about}:{decision.expected_seq}"
+        try:
+            return await self._log.append(event, expected_seq=decision.expected_seq, key=key)
+        except Conflict:
+            log.info("decision_came_late", event=type_of(event), about=about)
+            return 0
+
+    # -- housekeeping
+
+    async def _reprovision(self) -> None:
+        """After a restart of a single server the streams in memory are gone: make them again."""
+        while True:
+            await self._connection.reconnected.wait()
+            try:
+                await provision(self._connection, replicas=self._replicas)
+            except HelixError as error:
+                log.warning("provision_failed", error=str(error))
+                await asyncio.sleep(1)
+
+    async def _snapshot(self) -> None:
+        if self.replica.state.seq == self.replica.snapshot_seq or not self.leadership.active:
+            return
+        try:
+            await self.replica.save()
+        except HelixError as error:
+            log.warning("snapshot_not_saved", error=str(error))

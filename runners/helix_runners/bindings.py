@@ -1,0 +1,82 @@
+"""The sessions that hold a slot of this GPU, and what the runner remembers of their conversations."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from helix_es.core.events import Message
+
+
+@dataclass
+class Binding:
+    """A session on this GPU."""
+
+    session: str
+    fence: int
+    """Sequence of the last fact about it that we know to be stored."""
+    messages: list[Message] = field(default_factory=list)
+    """The conversation up to `fence`."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The session's parameters; a turn's own go before them."""
+    known: bool = False
+    """Whether `messages` is complete."""
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while one of its turns is being done."""
+    cancelled: bool = False
+
+
+class Bindings:
+    """At most `slots` sessions. Only what the log has stored frees a slot."""
+
+    def __init__(self) -> None:
+        self.slots = 0
+        self._sessions: dict[str, Binding] = {}
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session: str) -> bool:
+        return session in self._sessions
+
+    def get(self, session: str) -> Binding | None:
+        return self._sessions.get(session)
+
+    def bind(self, session: str, fence: int) -> Binding:
+        """Seat a session whose `started` is in the log."""
+        binding = self._sessions[session] = Binding(session, fence)
+        return binding
+
+    def release(self, session: str) -> Binding | None:
+        """Free the slot of `session`."""
+        found = self._sessions.pop(session, None)
+        self._notify()
+        return found
+
+    def clear(self) -> list[Binding]:
+        """Free every slot: this GPU was given up."""
+        found = list(self._sessions.values())
+        self._sessions.clear()
+        self._notify()
+        return found
+
+    def offer(self, slots: int) -> None:
+        """Offer that many slots from now on; nobody is thrown out."""
+        self.slots = slots
+        self._notify()
+
+    @property
+    def load(self) -> int:
+        """0 idle to 9 nearly full, as the broker's priorities want it."""
+        return min(9, 10 * len(self._sessions) // self.slots) if self.slots else 9
+
+    async def room(self) -> None:
+        """Wait until a slot is free."""
+        while len(self._sessions) >= self.slots:
+            await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

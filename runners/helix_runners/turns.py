@@ -1,0 +1,194 @@
+"""One turn, from the task in hand to its end in the log: started, pieces, completed; or dropped if it is not ours."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import structlog
+from opentelemetry.trace import SpanKind
+
+from helix_es import telemetry
+from helix_es.core import events as e
+from helix_es.core.codec import type_of
+from helix_es.core.errors import Conflict
+from helix_es.core.history import fold
+from helix_es.core.subjects import session_filter
+from helix_es.jetstream.deltas import Delta, Deltas
+from helix_es.jetstream.tasks import Task
+from helix_es.log import Log
+from helix_runners.bindings import Binding, Bindings
+from helix_runners.work import Job, Outcome, Work
+
+log = structlog.get_logger(__name__)
+
+DELTA_EVERY_S = 0.02  # at most fifty messages a second a turn; a reader sees no difference
+
+
+class Speaker:
+    """Publishes the pieces of one attempt, several at once when they come fast."""
+
+    def __init__(self, deltas: Deltas, event: e.TurnAdmitted | e.TurnContinued) -> None:
+        self._deltas = deltas
+        self._event = event
+        self._held = ""
+        self._sent = 0
+        self._sent_at = 0.0
+
+    async def say(self, text: str) -> None:
+        """Publish `text`, now or together with what follows it closely."""
+        self._held += text
+        if time.monotonic() - self._sent_at >= DELTA_EVERY_S:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Publish what is held back."""
+        if not self._held:
+            return
+        event = self._event
+        delta = Delta(
+            session=event.session,
+            turn=event.turn,
+            attempt=event.attempt,
+            offset=self._sent,
+            text=self._held,
+        )
+        self._sent += len(self._held)
+        self._held, self._sent_at = "", time.monotonic()
+        await self._deltas.publish(delta)
+
+
+class Turns:
+    """Does turns for one incarnation of a GPU's runner."""
+
+    def __init__(self, source: Log, deltas: Deltas, work: Work, gpu: e.GpuId) -> None:
+        self._log = source
+        self._deltas = deltas
+        self._work = work
+        self._gpu = gpu
+
+    async def start(self, task: Task, bindings: Bindings, incarnation: str) -> Binding | None:
+        """Append `started`; return the session's binding, or None if the task is not ours to do (any more)."""
+        event = task.event
+        if isinstance(event, e.TurnContinued) and event.session not in bindings:
+            await task.ack()  # it was meant for an earlier life of this GPU; the session was released since
+            return None
+        started = e.TurnStarted(
+            session=event.session,
+            turn=event.turn,
+            attempt=event.attempt,
+            gpu=self._gpu,
+            incarnation=incarnation,
+        )
+        key = f"started:{self._gpu}:{incarnation}:{event.session}:{task.log_seq}"
+        with telemetry.span("turn.start", SpanKind.CONSUMER, task.headers):
+            try:
+                seq = await self._log.append(
+                    started, expected_seq=task.log_seq, key=key, headers=telemetry.carried()
+                )
+            except Conflict:
+                log.info("task_stale", session=event.session, turn=event.turn, attempt=event.attempt)
+                await task.ack()
+                return None
+        binding = bindings.get(event.session) or bindings.bind(event.session, seq)
+        if isinstance(event, e.TurnContinued) and binding.fence != event.after_seq:
+            binding.known = False
+        binding.fence = seq
+        await task.ack()
+        return binding
+
+    async def perform(self, task: Task, binding: Binding) -> None:
+        """Do the turn and append how it ended."""
+        event = task.event
+        attributes: dict[str, str | int | float | bool] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.conversation.id": event.session,
+            "gen_ai.request.model": event.model,
+            "helix.turn": event.turn,
+            "helix.attempt": event.attempt,
+            "helix.gpu": self._gpu,
+        }
+        with telemetry.span("turn.perform", SpanKind.CONSUMER, task.headers, attributes) as span:
+            begun = time.monotonic()
+            params = await self._remember(task, binding)
+            speaker = Speaker(self._deltas, event)
+            job = Job(
+                session=event.session,
+                turn=event.turn,
+                attempt=event.attempt,
+                messages=binding.messages,
+                params=params,
+            )
+            if binding.cancelled:
+                outcome = Outcome(cancelled=True)
+            else:
+                outcome = await self._work.perform(job, speaker.say)
+            await speaker.flush()
+            span.set_attribute("gen_ai.usage.input_tokens", outcome.usage.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", outcome.usage.completion_tokens)
+            span.set_attribute("gen_ai.usage.cache_read.input_tokens", outcome.usage.cached_tokens)
+            total_ms = int((time.monotonic() - begun) * 1000)
+            await self._end(event, binding, outcome, total_ms)
+
+    async def _remember(self, task: Task, binding: Binding) -> dict[str, Any]:
+        """Bring the conversation up to this turn's prompt, from memory or from the log; return its parameters."""
+        event = task.event
+        if binding.known and isinstance(event, e.TurnContinued) and event.history is None:
+            binding.messages.append(e.Message(role="user", content=event.prompt))
+            return {**binding.params, **event.params}
+        session = fold(event.session, await self._log.history(session_filter(event.session)))
+        binding.messages = session.messages(event.turn)
+        binding.known = True
+        binding.params = session.params
+        return {**session.params, **session.turns[event.turn - 1].params}
+
+    async def _end(
+        self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding, outcome: Outcome, total_ms: int
+    ) -> None:
+        fact = self._fact(event, outcome, total_ms)
+        key = f"{type_of(fact)}:{self._gpu}:{event.session}:{event.turn}:{event.attempt}"
+        headers = telemetry.carried()
+        while True:
+            fence = binding.fence
+            try:
+                binding.fence = await self._log.append(fact, expected_seq=fence, key=key, headers=headers)
+                break
+            except Conflict:
+                if not await self._still_ours(event, binding):
+                    log.info("turn_not_ours_any_more", session=event.session, turn=event.turn)
+                    return
+        if outcome.output and outcome.error is None:
+            binding.messages.append(e.Message(role="assistant", content=outcome.output))
+        else:
+            binding.messages.pop()  # an unanswered prompt is not part of the conversation
+        binding.cancelled = False
+
+    async def _still_ours(self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding) -> bool:
+        """A fence failed: go on if only `cancelling` came in between, else the work is somebody else's now."""
+        since = await self._log.history(session_filter(event.session), after_seq=binding.fence)
+        if not since or not all(isinstance(record.event, e.TurnCancelling) for record in since):
+            return False
+        binding.fence = since[-1].seq
+        return True
+
+    def _fact(
+        self, event: e.TurnAdmitted | e.TurnContinued, outcome: Outcome, total_ms: int
+    ) -> e.TurnCompleted | e.TurnFailed | e.TurnCancelled:
+        about: dict[str, Any] = {
+            "session": event.session,
+            "turn": event.turn,
+            "attempt": event.attempt,
+            "gpu": self._gpu,
+            "output": outcome.output,
+        }
+        if outcome.error is not None:
+            return e.TurnFailed(**about, error=outcome.error)
+        if outcome.cancelled:
+            return e.TurnCancelled(**about, usage=outcome.usage, first_token_ms=outcome.first_token_ms)
+        return e.TurnCompleted(
+            **about,
+            usage=outcome.usage,
+            finish_reason=outcome.finish_reason,
+            first_token_ms=outcome.first_token_ms,
+            total_ms=total_ms,
+        )

@@ -1,0 +1,70 @@
+"""Signs of life, published without waiting; and the log's clock, which they move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from helix_es.core.codec import decode, encode, type_of
+from helix_es.core.errors import Unavailable, Unreadable
+from helix_es.core.events import GpuHeartbeat, Recorded, SchedulerBeat
+from helix_es.core.subjects import subject_of
+from helix_es.jetstream.client import Connection
+from helix_es.jetstream.follow import follow
+from helix_es.jetstream.headers import parse, stamp_ms
+from helix_es.log import Batch
+
+READ_S = 2.0
+
+
+class Beats:
+    """The stream BEATS."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def publish(self, beat: GpuHeartbeat | SchedulerBeat) -> None:
+        """Send a beat and do not wait; a lost one is made up for by the next."""
+        await self._connection.publish(
+            subject_of(beat), encode(beat), headers={"Helix-Event": f"{type_of(beat)};v=1"}
+        )
+
+    async def last_seq(self) -> int:
+        """Return the newest sequence of the stream."""
+        info = await self._connection.api("STREAM.INFO.BEATS")
+        return int(info["state"]["last_seq"])
+
+    def follow(self, after_seq: int) -> AsyncIterator[Batch]:
+        """Yield every beat after `after_seq`, in order, for ever."""
+        return follow(self._connection, "BEATS", after_seq)
+
+    async def latest(self) -> dict[str, Recorded]:
+        """Return the last heartbeat of each GPU, by GPU: one request, however many there are."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        found: dict[str, Recorded] = {}
+
+        def sink(_subject: str, _reply: str, raw: bytes, data: bytes) -> None:
+            status, headers = parse(raw)
+            if status:
+                if not done.done():
+                    done.set_result(None)
+                return
+            subject = headers["Nats-Subject"]
+            try:
+                event = decode(subject, data)
+            except Unreadable:
+                return
+            seq, at_ms = int(headers["Nats-Sequence"]), stamp_ms(headers["Nats-Time-Stamp"])
+            if isinstance(event, GpuHeartbeat):
+                found[event.gpu] = Recorded(seq, at_ms, subject, event)
+
+        body = msgspec.json.encode({"multi_last": ["gpu.*.heartbeat"], "batch": 1000})
+        with self._connection.mail(sink) as address:
+            await self._connection.publish("$JS.API.DIRECT.GET.BEATS", body, reply=address)
+            try:
+                await asyncio.wait_for(done, READ_S)
+            except TimeoutError:
+                raise Unavailable("no answer to a read of the last heartbeats") from None
+        return found

@@ -1,0 +1,134 @@
+"""Pull work from the queue that the broker derives from the log."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import structlog
+
+from helix_es.core.codec import encode
+from helix_es.core.errors import Unreadable
+from helix_es.core.events import TurnAdmitted, TurnContinued
+from helix_es.core.subjects import subject_of
+from helix_es.jetstream.client import ApiError, Connection
+from helix_es.jetstream.headers import parse
+from helix_es.jetstream.streams import PRIORITY_GROUP
+
+log = structlog.get_logger(__name__)
+
+EXPIRES_S = 2.0  # after a reconnect a waiting pull is dead until it expires, so keep it short
+SLACK_S = 0.5
+
+TaskEvent = TurnAdmitted | TurnContinued
+
+
+class Task:
+    """A turn to be done: the fact that made it, where that stands in the log, and how to answer the broker."""
+
+    def __init__(
+        self, connection: Connection, subject: str, reply: str, headers: dict[str, str], data: bytes
+    ) -> None:
+        self.subject = subject
+        self.headers = headers
+        self.event: TaskEvent = _decode(subject, data)
+        self.log_seq = _source_seq(headers)
+        """The fence that `started` must be appended behind."""
+        self._connection = connection
+        self._reply = reply
+
+    async def ack(self) -> None:
+        """Done with it: the broker forgets it."""
+        await self._connection.publish(self._reply, b"+ACK")
+
+    async def nak(self) -> None:
+        """Not for us: give it to another at once."""
+        await self._connection.publish(self._reply, b"-NAK")
+
+    async def in_progress(self) -> None:
+        """Still at it: do not give it to another yet."""
+        await self._connection.publish(self._reply, b"+WPI")
+
+
+_decoder: msgspec.json.Decoder[TaskEvent] = msgspec.json.Decoder(TaskEvent)
+
+
+def _decode(subject: str, data: bytes) -> TaskEvent:
+    try:
+        event = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"task under {subject}: {error}") from error
+    # task.create.text.mistral is what session.<sid>.turn.admitted.create.text.mistral was routed to
+    stored = subject_of(event).split(".")
+    verb = "continue." if isinstance(event, TurnContinued) else ""
+    if subject != f"task.{verb}{'.'.join(stored[4:])}":
+        raise Unreadable(f"{encode(event)[:80]!r} does not belong under {subject}")
+    return event
+
+
+def _source_seq(headers: dict[str, str]) -> int:
+    source = headers.get("Nats-Stream-Source", "").split(" ")
+    if len(source) < 2 or not source[0].startswith("LOG") or not source[1].isdigit():
+        raise Unreadable("a task that was not sourced from LOG")
+    return int(source[1])
+
+
+class TaskPuller:
+    """Pulls one task at a time from one consumer of TASKS, with one subscription for all pulls."""
+
+    def __init__(self, connection: Connection, consumer: str, *, prioritized: bool) -> None:
+        self._connection = connection
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.TASKS.{consumer}"
+        self._prioritized = prioritized
+        self._arrived: asyncio.Queue[Task] = asyncio.Queue()
+        self._answered = asyncio.Event()
+        self._sub: Any = None
+        self._inbox = ""
+
+    async def open(self) -> None:
+        """Subscribe; before the first pull."""
+        self._inbox = self._connection.nc.new_inbox()
+        self._sub = await self._connection.sink(self._inbox, self._sink)
+
+    def _sink(self, subject: str, reply: str, raw: bytes, data: bytes) -> None:
+        status, headers = parse(raw)
+        if not status:
+            try:
+                self._arrived.put_nowait(Task(self._connection, subject, reply, headers, data))
+            except Unreadable as error:
+                log.error("task_unreadable", subject=subject, error=str(error))
+        self._answered.set()
+
+    async def pull(self, *, load: int = 0, expires_s: float = EXPIRES_S) -> Task | None:
+        """Return the next task, or None if none came in time.
+
+        `load` is 0 for an idle GPU to 9 for a nearly full one: of the GPUs that wait, the broker serves the
+        emptiest. A task that arrives after its pull was given up is kept for the next call.
+        """
+        if not self._arrived.empty():
+            return self._arrived.get_nowait()
+        body: dict[str, Any] = {"batch": 1, "expires": int(expires_s * 1e9)}
+        if self._prioritized:
+            body |= {"group": PRIORITY_GROUP, "priority": max(0, min(9, load))}
+        self._answered.clear()
+        await self._connection.publish(self._subject, msgspec.json.encode(body), reply=self._inbox)
+        try:
+            await asyncio.wait_for(self._answered.wait(), expires_s + SLACK_S)
+        except TimeoutError:
+            return None
+        return None if self._arrived.empty() else self._arrived.get_nowait()
+
+    async def close(self) -> None:
+        """Unsubscribe; tasks that are on their way come to another GPU after `ack_wait`."""
+        if self._sub is not None:
+            await self._connection.unsink(self._sub)
+            self._sub = None
+
+
+async def purge_continued(connection: Connection, gpu: str) -> None:
+    """Drop the tasks for a GPU that is gone: their sessions were released and queue again."""
+    try:
+        await connection.api("STREAM.PURGE.TASKS", {"filter": f"task.continue.*.*.{gpu}"})
+    except ApiError as error:
+        log.warning("purge_failed", gpu=gpu, error=str(error))
