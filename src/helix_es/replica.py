@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -23,18 +24,20 @@ Listener = Callable[[Recorded], None]
 class Replica:
     """Folds the log from the last snapshot on. `state` is only ever changed between two awaits."""
 
-    def __init__(self, source: Log) -> None:
+    def __init__(self, source: Log, *, from_snapshot: bool = True) -> None:
         self._log = source
+        self._from_snapshot = from_snapshot
         self.state = Occupancy()
         self.caught_up = asyncio.Event()
         self.snapshot_seq = 0
         self._changed = asyncio.Event()
         self._everything: list[Listener] = []
-        self._sessions: dict[str, list[asyncio.Queue[Recorded]]] = {}
+        self._sessions: dict[str, list[Listener]] = {}
 
     async def run(self) -> None:
         """Follow for ever."""
-        await self._restore()
+        if self._from_snapshot:
+            await self._restore()
         async for batch in self._log.follow(self.state.seq):
             for record in batch.records:
                 self._take(record)
@@ -62,8 +65,8 @@ class Replica:
             listener(record)
         root, name, _ = record.subject.split(".", 2)
         if root == "session":
-            for queue in self._sessions.get(name, ()):
-                queue.put_nowait(record)
+            for listener in self._sessions.get(name, ()):
+                listener(record)
 
     def _notify(self) -> None:
         self._changed.set()
@@ -92,18 +95,17 @@ class Replica:
         """Call `listener` with every record that is folded from now on."""
         self._everything.append(listener)
 
-    def subscribe(self, session: str) -> asyncio.Queue[Recorded]:
-        """Return a queue that gets every record of `session` folded from now on; give it back with `unsubscribe`."""
-        queue: asyncio.Queue[Recorded] = asyncio.Queue()
-        self._sessions.setdefault(session, []).append(queue)
-        return queue
-
-    def unsubscribe(self, session: str, queue: asyncio.Queue[Recorded]) -> None:
-        """End a subscription."""
-        queues = self._sessions[session]
-        queues.remove(queue)
-        if not queues:
-            del self._sessions[session]
+    @contextmanager
+    def subscription(self, session: str, listener: Listener) -> Iterator[None]:
+        """Call `listener` with every record of `session` that is folded while the context lasts."""
+        listeners = self._sessions.setdefault(session, [])
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            listeners.remove(listener)
+            if not listeners and self._sessions.get(session) is listeners:
+                del self._sessions[session]
 
     async def save(self) -> None:
         """Save a snapshot of the state as it is now."""

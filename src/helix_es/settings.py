@@ -35,8 +35,6 @@ class Limits(_Strict, frozen=True, kw_only=True):
     prompt_chars: int = 400_000
     max_tokens: int = 4096
     default_max_tokens: int = 512
-    sessions_per_owner: int = 100_000
-    """Sessions that wait or hold a slot."""
 
 
 class Batch(_Strict, frozen=True, kw_only=True):
@@ -88,7 +86,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "limits.prompt_chars": (1, 1 << 26),
     "limits.max_tokens": (1, 1 << 20),
     "limits.default_max_tokens": (1, 1 << 20),
-    "limits.sessions_per_owner": (1, 1 << 30),
     "batch.reserved": (0, 1 << 20),
 }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import anyio
 import msgspec
 
 from helix_es.core.errors import Unavailable
@@ -41,20 +42,20 @@ class Deltas:
         await self._connection.publish(subject, msgspec.json.encode(delta))
 
     @asynccontextmanager
-    async def listen(self, session: str) -> AsyncIterator[asyncio.Queue[Delta]]:
-        """Give a queue that receives the session's pieces as they are published, once this is entered."""
-        queue: asyncio.Queue[Delta] = asyncio.Queue()
+    async def listen(self, session: str, listener: Callable[[Delta], None]) -> AsyncIterator[None]:
+        """Call `listener` with the session's pieces as they are published, once this is entered."""
 
         def sink(_subject: str, _reply: str, _headers: bytes, data: bytes) -> None:
             delta = self._decode(data)
             if delta is not None:
-                queue.put_nowait(delta)
+                listener(delta)
 
-        sub = await self._connection.sink(f"delta.{session}.>", sink)
+        sub = await self._connection.sink(f"delta.{session}.*.*", sink)
         try:
-            yield queue
+            yield
         finally:
-            await self._connection.unsink(sub)
+            with anyio.CancelScope(shield=True):  # a client that went away cancels us here
+                await self._connection.unsink(sub)
 
     def _decode(self, data: bytes) -> Delta | None:
         try:

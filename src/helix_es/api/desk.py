@@ -1,0 +1,302 @@
+"""The front desk: turns what clients want into facts, behind the fence of their session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+from opentelemetry.trace import SpanKind
+
+from helix_es import telemetry
+from helix_es.api.requests import (
+    NewSession,
+    NewTurn,
+    check_prompt,
+    checked_params,
+    checked_session,
+    digest,
+)
+from helix_es.api.tokens import TokenCounter
+from helix_es.core import events as e
+from helix_es.core.codec import type_of
+from helix_es.core.errors import Conflict, Rejected
+from helix_es.core.history import Session, Turn, evolve, fold
+from helix_es.core.session import OPEN
+from helix_es.core.subjects import session_filter, token
+from helix_es.log import Log
+from helix_es.replica import Replica
+from helix_es.settings import Settings
+
+ATTEMPTS = 12  # at a fence that others keep moving: a session has few writers
+SEEN_S = 2.0  # how long our own append may take to come back to us
+
+
+class Desk:
+    """Commands on sessions. Everything raises Rejected with a stable code where it cannot be done."""
+
+    def __init__(
+        self,
+        log: Log,
+        replica: Replica,
+        settings: Settings,
+        counter: TokenCounter,
+        *,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._log = log
+        self._replica = replica
+        self._settings = settings
+        self._counter = counter
+        self._new_id = new_id
+
+    # -- opening
+
+    async def open(
+        self, body: NewSession, owner: str, key: str | None = None, history: list[e.Message] | None = None
+    ) -> Session:
+        """Return the new session with its first turn in the queue; with `key`, the one it made before."""
+        slug, model = checked_session(body, self._settings)
+        params = checked_params(body.params, self._settings)
+        said = "".join(each.content for each in history or ()) + (body.system or "") + body.prompt
+        await self._counter.check(model, said)
+        session = e.SessionId(digest("session", owner, key) if key else self._new_id())
+        request = digest(msgspec.json.encode(body).decode(), msgspec.json.encode(history).decode())
+        created = e.SessionCreated(
+            session=session,
+            owner=owner,
+            mode=body.mode,
+            type=body.type,
+            model=slug,
+            system=body.system,
+            params=params,
+            name=body.name,
+            priority=body.priority,
+            request=request,
+        )
+        queued = e.TurnQueued(
+            session=session,
+            turn=1,
+            mode=body.mode,
+            type=body.type,
+            model=slug,
+            owner=owner,
+            priority=body.priority,
+            prompt=body.prompt,
+            history=history,
+            request=request,
+        )
+        try:
+            return await self._append_all((created, queued), request)
+        except Conflict:
+            found = await self.read(session, owner)
+        if found.request != request:
+            raise Rejected("idempotency_key_reused", "this Idempotency-Key was used for another request")
+        if not found.turns:  # whoever began died before the turn was stored
+            await self._append(queued, found.last_seq, request)
+            found = await self.read(session, owner)
+        return found
+
+    async def _append_all(self, events: Sequence[e.AnyEvent], request: str) -> Session:
+        """Append the first facts of a session and return it as they make it."""
+        session = e.SessionId(getattr(events[0], "session", ""))
+        seen: asyncio.Queue[e.Recorded] = asyncio.Queue()
+        with self._replica.subscription(session, seen.put_nowait):
+            expected = 0
+            for event in events:
+                expected = await self._append(event, expected, request)
+            state = Session(session=session)
+            try:
+                async with asyncio.timeout(SEEN_S):
+                    while state.last_seq < expected:
+                        state = evolve(state, await seen.get())
+            except TimeoutError:  # they were stored before (a repeated request), so they do not come again
+                return await self.read(session)
+        return state
+
+    async def _append(self, event: e.AnyEvent, expected_seq: int, request: str) -> int:
+        session = getattr(event, "session", "")
+        key = f"{type_of(event)}:{session}:{request}:{expected_seq}"
+        with telemetry.span(f"append {type_of(event)}", SpanKind.PRODUCER):
+            return await self._log.append(
+                event, expected_seq=expected_seq, key=key, headers=telemetry.carried()
+            )
+
+    # -- reading
+
+    async def read(self, session: str, owner: str | None = None) -> Session:
+        """Return a session from the log. Raises Rejected("session_not_found") also if it is another owner's."""
+        try:
+            records = await self._log.history(session_filter(token(session, "session")))
+        except Rejected as error:
+            raise Rejected("session_not_found", f"no session {session[:80]!r}") from error
+        found = fold(session, records)
+        if found.phase == "new" or (owner is not None and found.owner != owner):
+            raise Rejected("session_not_found", f"no session {session[:80]!r}")
+        return found
+
+    # -- going on
+
+    async def say(
+        self,
+        session: str,
+        body: NewTurn,
+        owner: str,
+        key: str | None = None,
+        history: list[e.Message] | None = None,
+    ) -> Turn:
+        """Append the next turn and return it: to its GPU at once if it holds one, else to the queue."""
+        check_prompt(body.prompt, self._settings)
+        params = checked_params(body.params, self._settings)
+        request = digest("turn", key) if key else self._new_id()
+        if not key:
+            quick = await self._continue_quickly(session, body, owner, params, request, history)
+            if quick is not None:
+                return quick
+        for _ in range(ATTEMPTS):
+            found = await self.read(session, owner)
+            done = next((turn for turn in found.turns if key and turn.request == request), None)
+            if done is not None:
+                return done
+            self._refuse_unless_open_for_more(found)
+            await self._counter.check(self._settings.models.get(found.model), body.prompt)
+            event = self._next(found, body, params, request, history)
+            try:
+                seq = await self._append(event, found.last_seq, request)
+            except Conflict:
+                continue
+            await self._replica.reached(seq, SEEN_S)
+            return (await self.read(session, owner)).turns[event.turn - 1]
+        raise Conflict(f"session {session} is being written by others all the time; try again")
+
+    async def _continue_quickly(
+        self,
+        session: str,
+        body: NewTurn,
+        owner: str,
+        params: dict[str, object],
+        request: str,
+        history: list[e.Message] | None,
+    ) -> Turn | None:
+        """Continue a session that our own fold shows as idle on a GPU; None if it is not, or not any more."""
+        seat = self._replica.state.seats.get(session)
+        if seat is None or seat.phase != "idle" or seat.gpu is None or seat.owner != owner:
+            return None
+        await self._counter.check(self._settings.models.get(seat.workload.model), body.prompt)
+        event = e.TurnContinued(
+            session=seat.session,
+            turn=seat.turn + 1,
+            type=seat.workload.type,
+            model=seat.workload.model,
+            gpu=seat.gpu,
+            after_seq=seat.last_seq,
+            prompt=body.prompt,
+            history=history,
+            params=params,
+            request=request,
+        )
+        seen: asyncio.Queue[e.Recorded] = asyncio.Queue()
+        with self._replica.subscription(session, seen.put_nowait):
+            try:
+                seq = await self._append(event, event.after_seq, request)
+                async with asyncio.timeout(SEEN_S):
+                    record = await seen.get()
+                    while record.seq < seq:
+                        record = await seen.get()
+            except Conflict:
+                return None
+            except TimeoutError:
+                return (await self.read(session, owner)).turns[event.turn - 1]
+        return Turn(
+            turn=event.turn,
+            state="admitted",
+            prompt=body.prompt,
+            request=request,
+            attempt=1,
+            gpu=event.gpu,
+            queued_ms=record.at_ms,
+            admitted_ms=record.at_ms,
+        )
+
+    @staticmethod
+    def _refuse_unless_open_for_more(found: Session) -> None:
+        if found.phase == "closed":
+            raise Rejected("session_closed", f"session {found.session} is closed; start a new one")
+        if found.phase in OPEN:
+            raise Rejected(
+                "turn_open", f"turn {len(found.turns)} is still open; wait for its end or cancel it"
+            )
+        if found.mode == "finetune":
+            raise Rejected("session_is_batch", "a fine-tune has one turn; start another session")
+
+    @staticmethod
+    def _next(
+        found: Session,
+        body: NewTurn,
+        params: dict[str, object],
+        request: str,
+        history: list[e.Message] | None,
+    ) -> e.TurnContinued | e.TurnQueued:
+        if found.phase == "idle" and found.gpu is not None:
+            return e.TurnContinued(
+                session=found.session,
+                turn=len(found.turns) + 1,
+                type=found.type,
+                model=found.model,
+                gpu=e.GpuId(found.gpu),
+                after_seq=found.last_seq,
+                prompt=body.prompt,
+                history=history,
+                params=params,
+                request=request,
+            )
+        return e.TurnQueued(
+            session=found.session,
+            turn=len(found.turns) + 1,
+            mode=found.mode,
+            type=found.type,
+            model=found.model,
+            owner=found.owner,
+            priority=found.priority,
+            prompt=body.prompt,
+            history=history,
+            params=params,
+            request=request,
+        )
+
+    # -- ending
+
+    async def cancel(self, session: str, turn: int, owner: str) -> None:
+        """Cancel a turn: at once if no GPU has it yet, else its GPU is asked to stop. Harmless if it has ended."""
+        for _ in range(ATTEMPTS):
+            found = await self.read(session, owner)
+            if not 1 <= turn <= len(found.turns):
+                raise Rejected("turn_not_found", f"session {session} has no turn {turn}")
+            open_turn = found.open_turn
+            if open_turn is None or open_turn.turn != turn or open_turn.cancelling:
+                return
+            event: e.TurnCancelling | e.TurnCancelled
+            if found.phase == "running" and found.gpu is not None:
+                event = e.TurnCancelling(session=found.session, turn=turn, gpu=e.GpuId(found.gpu))
+            else:
+                gpu = e.GpuId(found.gpu) if found.gpu is not None else e.NO_GPU
+                event = e.TurnCancelled(session=found.session, turn=turn, attempt=open_turn.attempt, gpu=gpu)
+            try:
+                await self._append(event, found.last_seq, "")
+                return
+            except Conflict:
+                continue
+        raise Conflict(f"session {session} is being written by others all the time; try again")
+
+    async def close(self, session: str, owner: str) -> None:
+        """Close a session, whatever it is doing. Harmless if it is closed."""
+        for _ in range(ATTEMPTS):
+            found = await self.read(session, owner)
+            if found.phase == "closed":
+                return
+            try:
+                await self._append(e.SessionClosed(session=found.session), found.last_seq, "")
+                return
+            except Conflict:
+                continue
+        raise Conflict(f"session {session} is being written by others all the time; try again")

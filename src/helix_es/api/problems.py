@@ -1,0 +1,103 @@
+"""Errors as RFC 9457 problem details: a stable code, and a text that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from helix_es.core.errors import HelixError
+
+log = structlog.get_logger(__name__)
+
+# code -> (status, title); the table in docs of the API is this one
+PROBLEMS: dict[str, tuple[int, str]] = {
+    "invalid_json": (400, "The body is not JSON"),
+    "invalid_request": (400, "The request does not have the right form"),
+    "unauthorized": (401, "No valid API key"),
+    "session_not_found": (404, "There is no such session"),
+    "turn_not_found": (404, "There is no such turn"),
+    "not_found": (404, "There is nothing here"),
+    "method_not_allowed": (405, "This address does not do that"),
+    "turn_open": (409, "A turn is open"),
+    "session_closed": (409, "The session is closed"),
+    "session_is_batch": (409, "The session is a fine-tune"),
+    "conflict": (409, "Somebody else was first"),
+    "body_too_large": (413, "The body is too large"),
+    "unknown_model": (422, "There is no such model"),
+    "wrong_type": (422, "The model does not make that"),
+    "empty_prompt": (422, "The prompt is empty"),
+    "prompt_too_long": (422, "The prompt is too long"),
+    "invalid_params": (422, "A parameter is not allowed"),
+    "mode_unavailable": (422, "This mode is not served"),
+    "unknown_adapter": (422, "There is no such adapter"),
+    "idempotency_key_reused": (422, "The key belongs to another request"),
+    "internal": (500, "Something went wrong here"),
+    "log_unavailable": (503, "The log does not answer"),
+    "log_full": (507, "The log is full"),
+}
+
+_BY_STATUS = {
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+}
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    """The body of every error under /api/v1."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+def classify(error: Exception) -> tuple[str, int, str]:
+    """Return (code, status, detail) of any error that a handler can raise."""
+    if isinstance(error, HelixError):
+        status = PROBLEMS.get(error.code, (500, ""))[0]
+        return error.code, status, str(error)
+    if isinstance(error, ValidationException):
+        return "invalid_request", 400, _validation(error)
+    if isinstance(error, HTTPException):
+        if error.status_code == 400:
+            code = (
+                "invalid_json" if "JSON" in error.detail or "malformed" in error.detail else "invalid_request"
+            )
+            return code, 400, error.detail
+        code = _BY_STATUS.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal")
+        return code, error.status_code, error.detail or PROBLEMS[code][1]
+    log.error("unexpected_error", error=f"{type(error).__name__}: {error}", exc_info=error)
+    return "internal", 500, "an error that nobody expected; it stands in the server's log"
+
+
+def _validation(error: ValidationException) -> str:
+    """Name each field, and what is wrong with it."""
+    extra: Any = error.extra
+    parts = []
+    for each in extra if isinstance(extra, list) else []:
+        if isinstance(each, dict):
+            where = str(each.get("key", "")).removeprefix("data.")
+            parts.append(f"{where}: {each.get('message', '')}" if where else str(each.get("message", "")))
+    return "; ".join(parts) or error.detail
+
+
+def problem(_request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    """The exception handler of the API."""
+    code, status, detail = classify(error)
+    body = Problem(
+        type=f"urn:helix:problem:{code}",
+        title=PROBLEMS.get(code, (status, code))[1],
+        status=status,
+        detail=detail,
+        code=code,
+    )
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return Response(body, status_code=status, media_type="application/problem+json", headers=headers)

@@ -1,0 +1,137 @@
+"""What clients may send, and the rules for it; all refusals name the field and what is allowed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from helix_es.core.catalogue import Model, find
+from helix_es.core.errors import Rejected
+from helix_es.core.events import Kind, Message, Mode
+from helix_es.settings import Settings
+
+PRIORITIES = range(-10, 11)
+MOST_STOPS = 8
+STOP_CHARS = 200
+KEY_CHARS = 255
+
+
+class NewSession(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /sessions."""
+
+    model: str
+    prompt: str
+    type: Kind = "text"
+    mode: Mode = "create"
+    system: str | None = None
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    adapter: str | None = None
+    dataset: str | None = None
+    priority: int = 0
+    name: str | None = None
+
+
+class NewTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /sessions/{sid}/turns."""
+
+    prompt: str
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Params(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a text turn may set."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+
+def checked_session(body: NewSession, settings: Settings) -> tuple[str, Model]:
+    """Return slug and row of the model that `body` asks for. Raises Rejected for whatever cannot be served."""
+    slug = find(settings.models, body.model)
+    model = settings.models[slug]
+    if model.type != body.type:
+        raise Rejected("wrong_type", f"model {slug} makes {model.type}, not {body.type}")
+    if body.mode == "finetune" or body.dataset is not None:
+        raise Rejected("mode_unavailable", "mode 'finetune' is not served yet; use mode 'create'")
+    if body.adapter is not None:
+        raise Rejected("unknown_adapter", f"no adapter {body.adapter[:100]!r}; leave the field out")
+    if body.priority not in PRIORITIES:
+        raise Rejected("invalid_request", f"priority: {body.priority} is not allowed; it must be -10 to 10")
+    if body.system is not None and len(body.system) > settings.limits.prompt_chars:
+        raise Rejected("prompt_too_long", f"system: more than {settings.limits.prompt_chars} characters")
+    if body.name is not None and not 0 < len(body.name) <= 200:
+        raise Rejected("invalid_request", "name: must be 1 to 200 characters")
+    check_prompt(body.prompt, settings)
+    return slug, model
+
+
+def check_prompt(prompt: str, settings: Settings) -> None:
+    """Raise Rejected for a prompt that cannot be served."""
+    if not prompt.strip():
+        raise Rejected("empty_prompt", "prompt: must not be empty")
+    if len(prompt) > settings.limits.prompt_chars:
+        raise Rejected(
+            "prompt_too_long",
+            f"prompt: {len(prompt)} characters; at most {settings.limits.prompt_chars} are allowed",
+        )
+
+
+def checked_params(raw: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return the parameters to store, refused where they are out of range."""
+    try:
+        params = msgspec.convert(raw, Params)
+    except msgspec.ValidationError as error:
+        allowed = ", ".join(Params.__struct_fields__)
+        raise Rejected("invalid_params", f"params: {error}; allowed are: {allowed}") from error
+    most = settings.limits.max_tokens
+    _within("max_tokens", params.max_tokens, 1, most)
+    _within("temperature", params.temperature, 0, 2)
+    _within("top_p", params.top_p, 0.0001, 1)
+    _within("seed", params.seed, 0, 2**63 - 1)
+    found: dict[str, Any] = msgspec.to_builtins(params)
+    if params.stop is not None:
+        found["stop"] = _stops(params.stop)
+    return found
+
+
+def _within(name: str, value: float | None, least: float, most: float) -> None:
+    if value is not None and not least <= value <= most:
+        raise Rejected(
+            "invalid_params", f"params.{name}: {value} is not allowed; it must be {least} to {most}"
+        )
+
+
+def _stops(stop: str | list[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop
+    if len(stops) > MOST_STOPS or any(not 0 < len(each) <= STOP_CHARS for each in stops):
+        raise Rejected(
+            "invalid_params", f"params.stop: at most {MOST_STOPS} strings of 1 to {STOP_CHARS} characters"
+        )
+    return stops
+
+
+def checked_history(messages: list[Message], settings: Settings) -> list[Message]:
+    """Return a conversation brought along, refused if it is longer than a prompt may be."""
+    if sum(len(each.content) for each in messages) > settings.limits.prompt_chars:
+        raise Rejected(
+            "prompt_too_long", f"messages: more than {settings.limits.prompt_chars} characters in all"
+        )
+    return messages
+
+
+def checked_key(key: str | None) -> str | None:
+    """Return an Idempotency-Key as it is used. Raises Rejected for an empty or endless one."""
+    if key is not None and not 0 < len(key) <= KEY_CHARS:
+        raise Rejected("invalid_request", f"Idempotency-Key: must be 1 to {KEY_CHARS} characters")
+    return key
+
+
+def digest(*parts: str) -> str:
+    """Return a short fingerprint of `parts`: 26 characters that can stand in a subject."""
+    joined = "\x00".join(parts).encode()
+    return hashlib.sha256(joined).hexdigest()[:26]

@@ -1,0 +1,157 @@
+"""What the API shows, in the words of the contract; times are RFC 3339, durations carry their unit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from helix_es.core import events as e
+from helix_es.core.floor import Gpu
+from helix_es.core.history import Session, Turn
+from helix_es.core.occupancy import Occupancy
+
+GPU_STATES = {"joined": "joining", "assigned": "loading", "ready": "ready"}
+
+
+class QueueView(msgspec.Struct, kw_only=True):
+    """A place at the door."""
+
+    position: int
+    """1 is next."""
+    wait_s: float | None
+    """None while nothing serves the model."""
+
+
+class TurnView(msgspec.Struct, kw_only=True):
+    """One request and its answer."""
+
+    turn: int
+    state: str
+    prompt: str
+    output: str
+    files: list[str]
+    error: e.Failure | None
+    attempt: int
+    gpu: str | None
+    usage: e.Usage
+    finish_reason: str | None
+    queued_at: str
+    admitted_at: str | None
+    started_at: str | None
+    first_token_at: str | None
+    ended_at: str | None
+
+
+class SessionView(msgspec.Struct, kw_only=True):
+    """A session with all its turns."""
+
+    session_id: str
+    mode: str
+    type: str
+    model: str
+    state: str
+    gpu: str | None
+    owner: str
+    name: str | None
+    priority: int
+    created_at: str
+    queue: QueueView | None
+    turns: list[TurnView]
+
+
+class GpuView(msgspec.Struct, kw_only=True):
+    """A GPU on the floor."""
+
+    gpu: str
+    kind: str
+    state: str
+    purpose: str | None
+    model: str | None
+    slots: int
+    sessions: list[str]
+    memory_total_bytes: int
+    memory_used_bytes: int | None
+    utilisation: float | None
+    temperature_c: int | None
+    heartbeat_at: str | None
+    detail: dict[str, Any]
+
+
+def instant(ms: int | None) -> str | None:
+    """Return Unix ms as RFC 3339, UTC."""
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def turn_view(turn: Turn) -> TurnView:
+    """Return what users see of `turn`."""
+    return TurnView(
+        turn=turn.turn,
+        state=turn.state,
+        prompt=turn.prompt,
+        output=turn.output,
+        files=turn.files,
+        error=turn.error,
+        attempt=turn.attempt,
+        gpu=turn.gpu,
+        usage=turn.usage,
+        finish_reason=turn.finish_reason,
+        queued_at=instant(turn.queued_ms) or "",
+        admitted_at=instant(turn.admitted_ms),
+        started_at=instant(turn.started_ms),
+        first_token_at=instant(turn.first_token_ms),
+        ended_at=instant(turn.ended_ms),
+    )
+
+
+def session_view(session: Session, state: Occupancy) -> SessionView:
+    """Return what users see of `session`; its place is taken from `state`."""
+    return SessionView(
+        session_id=session.session,
+        mode=session.mode,
+        type=session.type,
+        model=session.model,
+        state=session.state,
+        gpu=session.gpu,
+        owner=session.owner,
+        name=session.name,
+        priority=session.priority,
+        created_at=instant(session.created_ms) or "",
+        queue=queue_view(session.session, state),
+        turns=[turn_view(turn) for turn in session.turns],
+    )
+
+
+def queue_view(session: str, state: Occupancy) -> QueueView | None:
+    """Return the place of `session`, or None if it does not wait."""
+    seat = state.seats.get(session)
+    position = None if seat is None else state.position(seat)
+    if seat is None or position is None:
+        return None
+    wait_ms = state.wait_ms(seat.workload, position)
+    return QueueView(position=position, wait_s=None if wait_ms is None else round(wait_ms / 1000, 1))
+
+
+def gpu_view(gpu: Gpu, beat: e.Recorded | None) -> GpuView:
+    """Return what users see of `gpu`, with its last heartbeat if it is of this incarnation."""
+    told = beat.event if beat is not None else None
+    if not isinstance(told, e.GpuHeartbeat) or told.incarnation != gpu.incarnation:
+        told, beat = None, None
+    return GpuView(
+        gpu=gpu.gpu,
+        kind=gpu.kind,
+        state=GPU_STATES[gpu.state],
+        purpose=gpu.purpose,
+        model=gpu.model,
+        slots=gpu.slots,
+        sessions=sorted(gpu.sessions),
+        memory_total_bytes=gpu.memory_total_bytes,
+        memory_used_bytes=told.memory_used_bytes if told else None,
+        utilisation=told.utilisation if told else None,
+        temperature_c=told.temperature_c if told else None,
+        heartbeat_at=instant(beat.at_ms) if beat else None,
+        detail=told.detail if told else {},
+    )
