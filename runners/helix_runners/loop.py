@@ -64,6 +64,8 @@ class Runner:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._pulling: list[asyncio.Task[None]] = []
+        self._load_ms = 0
 
     def stop(self) -> None:
         """Take no more work, let running turns end, leave."""
@@ -80,7 +82,8 @@ class Runner:
                     group.create_task(self._heartbeat()),
                 ]
                 await self._stopping.wait()
-                serving[1].cancel()
+                for each in [serving[1], *self._pulling]:
+                    each.cancel()
                 await self._drain()
                 for each in serving:
                     each.cancel()
@@ -183,8 +186,7 @@ class Runner:
     # -- work
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
-        """Follow assignments; the pulls of the one before end first."""
-        pulling: list[asyncio.Task[None]] = []
+        """Follow assignments, and pull from the first one on."""
         while True:
             assigned = await self._assignment.get()
             if assigned.incarnation != self._incarnation:
@@ -201,11 +203,11 @@ class Runner:
             await self._append(ready)
             self._ready.set()
             log.info("ready", model=assigned.model, slots=assigned.slots, load_ms=self._load_ms)
-            if not pulling:
+            if not self._pulling:
                 workload = e.Workload(self._offer.mode, assigned.type, assigned.model)
                 shared = TaskPuller(self._connection, shared_consumer(workload), prioritized=True)
                 own = TaskPuller(self._connection, continue_consumer(assigned.gpu), prioritized=False)
-                pulling = [
+                self._pulling = [
                     group.create_task(self._pull(shared, True)),
                     group.create_task(self._pull(own, False)),
                 ]
@@ -247,12 +249,7 @@ class Runner:
 
     async def _perform(self, task: Task, binding: Binding) -> None:
         async with binding.busy:
-            try:
-                await self._turns.perform(task, binding)
-            except HelixError as error:
-                # The log was not there for long: the turn is open, and goes to another when we are given up.
-                log.error("turn_not_ended", session=binding.session, code=error.code, error=str(error))
-                binding.known = False
+            await self._turns.perform(task, binding)
 
     async def _drain(self) -> None:
         """Let running turns end; what does not in time is queued again once we have left."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -11,7 +13,7 @@ from opentelemetry.trace import SpanKind
 from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
-from helix_es.core.errors import Conflict
+from helix_es.core.errors import Conflict, LogFull, Unavailable
 from helix_es.core.history import fold
 from helix_es.core.subjects import session_filter
 from helix_es.jetstream.deltas import Delta, Deltas
@@ -22,7 +24,21 @@ from helix_runners.work import Job, Outcome, Work
 
 log = structlog.get_logger(__name__)
 
+PATIENCE_S = 0.5
 DELTA_EVERY_S = 0.02  # at most fifty messages a second a turn; a reader sees no difference
+
+
+Result = TypeVar("Result")
+
+
+async def patiently(attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """Return what `attempt` gives, trying again while the log cannot be reached or is full: a turn waits for it."""
+    while True:
+        try:
+            return await attempt()
+        except (Unavailable, LogFull) as error:
+            log.warning("log_not_reached", code=error.code, error=str(error))
+            await asyncio.sleep(PATIENCE_S)
 
 
 class Speaker:
@@ -110,7 +126,7 @@ class Turns:
         }
         with telemetry.span("turn.perform", SpanKind.CONSUMER, task.headers, attributes) as span:
             begun = time.monotonic()
-            params = await self._remember(task, binding)
+            params = await patiently(lambda: self._remember(task, binding))
             speaker = Speaker(self._deltas, event)
             job = Job(
                 session=event.session,
@@ -122,13 +138,23 @@ class Turns:
             if binding.cancelled:
                 outcome = Outcome(cancelled=True)
             else:
-                outcome = await self._work.perform(job, speaker.say)
+                outcome = await self._do(job, speaker)
             await speaker.flush()
             span.set_attribute("gen_ai.usage.input_tokens", outcome.usage.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", outcome.usage.completion_tokens)
             span.set_attribute("gen_ai.usage.cache_read.input_tokens", outcome.usage.cached_tokens)
             total_ms = int((time.monotonic() - begun) * 1000)
-            await self._end(event, binding, outcome, total_ms)
+            await patiently(lambda: self._end(event, binding, outcome, total_ms))
+
+    async def _do(self, job: Job, speaker: Speaker) -> Outcome:
+        try:
+            return await self._work.perform(job, speaker.say)
+        except (
+            Exception
+        ) as error:  # whatever it is, the turn must end in the log, or its session hangs for ever
+            log.exception("work_failed", session=job.session, turn=job.turn)
+            message = f"the runner failed: {type(error).__name__}; see its log"
+            return Outcome(error=e.Failure(code="runner_error", message=message))
 
     async def _remember(self, task: Task, binding: Binding) -> dict[str, Any]:
         """Bring the conversation up to this turn's prompt, from memory or from the log; return its parameters."""

@@ -1,0 +1,114 @@
+"""Text turns: the conversation through an engine, its pieces as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from typing import Any, Protocol
+
+import structlog
+
+from helix_es.core.catalogue import Model
+from helix_es.core.errors import EngineError, PromptTooLong
+from helix_es.core.events import Failure, Usage
+from helix_runners.engine.port import Finished, Message, Piece, Sampling, TextEngine
+from helix_runners.work import Job, Outcome, Say
+
+log = structlog.get_logger(__name__)
+
+
+class OpenEngine(Protocol):
+    """Loads a model and returns its engine; blocks."""
+
+    def __call__(self, model: Model) -> TextEngine: ...
+
+
+class TextWork:
+    """`Work` on one text engine that stays in memory."""
+
+    def __init__(self, open_engine: OpenEngine) -> None:
+        self._open = open_engine
+        self._engine: TextEngine | None = None
+
+    async def load(self, slug: str, model: Model) -> None:
+        """Load the weights in a thread, since that blocks for seconds and heartbeats must go on."""
+        if self._engine is not None:
+            await self._engine.close()
+        self._engine = await asyncio.to_thread(self._open, model)
+
+    async def perform(self, job: Job, say: Say) -> Outcome:
+        """Generate the answer."""
+        begun = time.monotonic()
+        said: list[str] = []
+        first_token_ms: int | None = None
+        finished: Finished | None = None
+        messages = [Message(role=each.role, content=each.content) for each in job.messages]
+        try:
+            async for item in self._running().generate(job.session, messages, sampling(job)):
+                if isinstance(item, Piece):
+                    if first_token_ms is None:
+                        first_token_ms = int((time.monotonic() - begun) * 1000)
+                    if item.text:
+                        said.append(item.text)
+                        await say(item.text)
+                else:
+                    finished = item
+        except (PromptTooLong, EngineError) as error:
+            return Outcome(output="".join(said), error=Failure(code=error.code, message=str(error)))
+        if finished is None:
+            raise EngineError("the engine ended a stream without saying how")
+        return Outcome(
+            output="".join(said),
+            cancelled=finished.reason == "cancelled",
+            usage=Usage(
+                prompt_tokens=finished.prompt_tokens,
+                cached_tokens=finished.cached_tokens,
+                completion_tokens=finished.completion_tokens,
+            ),
+            finish_reason=finished.reason,
+            first_token_ms=first_token_ms,
+        )
+
+    async def cancel(self, session: str) -> None:
+        """Stop at the next step."""
+        await self._running().cancel(session)
+
+    def detail(self) -> dict[str, Any]:
+        """What the engine holds now."""
+        if self._engine is None:
+            return {}
+        stats = self._engine.stats()
+        return {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "cached_sessions": stats.cached_sessions,
+            "cache_bytes": stats.cache_bytes,
+            "cache_budget_bytes": stats.cache_budget_bytes,
+            "evictions": stats.evictions,
+            "generated_tokens": stats.generated_tokens,
+            "weights_bytes": stats.weights_bytes,
+        }
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        if self._engine is not None:
+            await self._engine.close()
+
+    def _running(self) -> TextEngine:
+        if self._engine is None:
+            raise EngineError("no model is loaded")
+        return self._engine
+
+
+def sampling(job: Job) -> Sampling:
+    """Return how to sample a turn. Without a seed it is derived, so that a second attempt says the same."""
+    params = job.params
+    derived = zlib.crc32(f"{job.session}:{job.turn}".encode())
+    return Sampling(
+        max_tokens=int(params.get("max_tokens", 512)),
+        temperature=float(params.get("temperature", 0.0)),
+        top_p=float(params.get("top_p", 1.0)),
+        seed=int(params.get("seed", derived)),
+        stop=tuple(params.get("stop", ())),
+    )

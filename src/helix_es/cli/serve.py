@@ -1,0 +1,182 @@
+"""The commands that serve: `scheduler`, `api`, `runner text`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import rich_click as click
+import structlog
+
+from helix_es.cli.output import fail, run
+from helix_es.core.errors import Misconfigured
+
+NATS_OPTIONS = (
+    click.option("--nats", "nats_url", envvar="HELIX_NATS_URL", help="URL of the NATS server."),
+    click.option("--nats-user", envvar="HELIX_NATS_USER", help="User of the NATS server; names its inbox."),
+    click.option("--nats-seed-file", envvar="HELIX_NATS_SEED_FILE", help="File with its nkey seed."),
+    click.option("--nats-ca-file", envvar="HELIX_NATS_CA_FILE", help="CA certificate: speaks TLS."),
+    click.option("--config", envvar="HELIX_CONFIG", type=click.Path(), help="TOML configuration."),
+)
+
+
+def served(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every serving process has."""
+    for option in NATS_OPTIONS:
+        command = option(command)
+    return command
+
+
+def log_lines() -> None:
+    """Logs for humans, a line each, on stderr."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def connection(name: str, options: dict[str, Any]) -> Any:
+    """Return a connection to the server that the options name."""
+    from helix_es.jetstream.client import NatsSettings, connect
+
+    user = options["nats_user"]
+    settings = NatsSettings(
+        url=options["nats_url"] or "nats://127.0.0.1:4222",
+        name=name,
+        nkey_seed_file=options["nats_seed_file"],
+        tls_ca_file=options["nats_ca_file"],
+        inbox_prefix=f"_INBOX_{user}" if user else "_INBOX",
+    )
+    return await connect(settings)
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def node_name() -> str:
+    """Return this machine's name as a subject token."""
+    return re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:40] or "node"
+
+
+@click.command()
+@served
+@click.option("--replicas", type=click.IntRange(1, 5), default=1, help="Replicas of each stream.")
+def scheduler(config: str | None, replicas: int, **options: Any) -> None:
+    """Fold the log, decide, append. Start as many as you like: one acts, the others stand by."""
+    from helix_es import telemetry
+    from helix_es.settings import read
+    from helix_projections.scheduler import Scheduler
+
+    log_lines()
+
+    async def work() -> None:
+        settings = read(config)
+        telemetry.configure("scheduler")
+        connected = await connection("helix-scheduler", options)
+        name = f"{node_name()}-{secrets.token_hex(4)}"
+        serving = asyncio.create_task(Scheduler(connected, settings, name=name, replicas=replicas).run())
+        on_signals(serving.cancel)
+        try:
+            await serving
+        except asyncio.CancelledError:
+            pass
+        finally:
+            await connected.close()
+            telemetry.shutdown()
+
+    run(work)
+
+
+@click.command()
+@served
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+def api(config: str | None, host: str, port: int, **options: Any) -> None:
+    """Serve HTTP: sessions, the floor, the OpenAI-compatible routes, the web page."""
+    import uvicorn
+
+    from helix_es import telemetry
+    from helix_es.api.app import create_app
+    from helix_es.api.services import build
+    from helix_es.api.tokens import TokenCounter
+    from helix_es.cache import model_folders
+    from helix_es.settings import read
+
+    log_lines()
+
+    async def work() -> None:
+        settings = read(config)
+        telemetry.configure("api")
+        services = build(
+            await connection("helix-api", options),
+            settings,
+            TokenCounter(model_folders()),
+            new_id=lambda: secrets.token_hex(10),
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(services),
+                host=host,
+                port=port,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=3,
+                server_header=False,
+            )
+        )
+        await server.serve()
+
+    run(work)
+
+
+@click.group()
+def runner() -> None:
+    """Run a model on a GPU of this machine."""
+
+
+@runner.command("text")
+@served
+@click.option(
+    "--model", "models", multiple=True, default=("smollm2",), show_default=True, help="Catalogue slug."
+)
+@click.option("--device", help="cpu, cuda:0, …; by default the first GPU, else the processor.")
+@click.option("--gpu", envvar="HELIX_GPU", help="Name of the GPU, as <node>-<index>.")
+@click.option(
+    "--slots", type=click.IntRange(1, 10_000), help="Sessions it holds; by default what memory allows."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads to compute with on a processor.")
+@click.option("--drain-s", type=click.FloatRange(0, 3600), default=10.0, show_default=True)
+def runner_text(config: str | None, models: tuple[str, ...], **options: Any) -> None:
+    """Serve text models."""
+    from helix_es.settings import read
+
+    log_lines()
+    settings = read_or_fail(lambda: read(config))
+    from helix_runners.main import text_runner
+
+    run(lambda: text_runner(settings, models, options, connection, on_signals, node_name()))
+
+
+def read_or_fail(read: Callable[[], Any]) -> Any:
+    """Return what `read` gives; a wrong configuration ends the command."""
+    try:
+        return read()
+    except Misconfigured as error:
+        fail(str(error), 2)

@@ -1,0 +1,235 @@
+"""`helix up`: the whole shop on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import rich_click as click
+
+from helix_es.cli.output import run
+from helix_es.cli.serve import log_lines, node_name, on_signals
+from helix_es.core.errors import Misconfigured
+from helix_es.jetstream.server import command as nats_command
+from helix_es.jetstream.server import free_port, write_config
+from helix_es.processes import Child, Supervisor
+from helix_es.settings import Settings, read
+
+START_S = 60.0  # an interpreter that imports everything from a cold disk
+READY_S = 180.0  # weights are converted at the very first start: 20 s here
+
+
+class RunnerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of --runners."""
+
+    kind: str
+    model: str
+    count: int
+    device: str | None
+
+
+def parse_runners(spec: str, settings: Settings) -> list[RunnerSpec]:
+    """Return the runners that `spec` names, as in `text:smollm2*2,text:mistral@cuda:1`.
+
+    Raises Misconfigured with the part that is wrong and the form that is allowed.
+    """
+    found = []
+    for part in filter(None, (each.strip() for each in spec.split(","))):
+        body, star, count = part.partition("*")
+        body, _, device = body.partition("@")
+        kind, _, model = body.partition(":")
+        number = int(count) if count.isdigit() else 0 if star else 1
+        if kind != "text" or model not in settings.models or not 1 <= number <= 64:
+            raise Misconfigured(
+                f"--runners {part!r}: must be text:<model>[@<device>][*<count>] with a model of "
+                f"{', '.join(sorted(settings.models))}"
+            )
+        found.append(RunnerSpec(kind=kind, model=model, count=number, device=device or None))
+    return found
+
+
+@click.command()
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Of the API.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the API listens on.")
+@click.option("--data-dir", default="var/helix", show_default=True, type=click.Path(file_okay=False))
+@click.option(
+    "--runners", default="text:smollm2", show_default=True, help="text:<model>[@<device>][*<count>],…"
+)
+@click.option("--nats", "nats_url", envvar="HELIX_NATS_URL", help="Use this server, start none.")
+@click.option("--config", envvar="HELIX_CONFIG", type=click.Path(), help="TOML configuration.")
+@click.option("--slots", type=click.IntRange(1, 10_000), help="Sessions that each runner holds.")
+def up(
+    port: int,
+    host: str,
+    data_dir: str,
+    runners: str,
+    nats_url: str | None,
+    config: str | None,
+    slots: int | None,
+) -> None:
+    """Serve everything: NATS, scheduler, API, web page and runners, until Ctrl-C."""
+    log_lines()
+
+    async def work() -> None:
+        specs = parse_runners(runners, read(config))
+        folder = Path(data_dir).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder):
+            shop = Shop(folder, host=host, port=port, config=config, slots=slots)
+            await shop.serve(nats_url, specs)
+
+    run(work)
+
+
+class _only_one:
+    """Holds the data directory: two shops in one would destroy each other's log."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        self._file = (self._folder / "lock").open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Misconfigured(
+                f"--data-dir {self._folder}: another 'helix up' is using it; stop that one or choose another"
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class Shop:
+    """The children of one `helix up`."""
+
+    def __init__(self, folder: Path, *, host: str, port: int, config: str | None, slots: int | None) -> None:
+        self._folder = folder
+        self._host = host
+        self._port = port or free_port()
+        self._config = ["--config", str(Path(config).resolve())] if config else []
+        self._slots = ["--slots", str(slots)] if slots else []
+        self._children = Supervisor(folder)
+
+    async def serve(self, nats_url: str | None, specs: list[RunnerSpec]) -> None:
+        """Start everything, say where it is, wait for a signal, end everything."""
+        self._refuse_taken_port()
+        stop = asyncio.Event()
+        on_signals(stop.set)
+        started = asyncio.create_task(self._start(nats_url, specs))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({started, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if started.done():
+                await started
+                await stop.wait()
+        finally:
+            started.cancel()
+            stopping.cancel()
+            _say("stopping …")
+            await self._children.stop()
+            for name in ("nats.url", "api.url"):
+                (self._folder / name).unlink(missing_ok=True)
+
+    def _refuse_taken_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self._host, self._port))
+            except OSError as error:
+                raise Misconfigured(
+                    f"--port {self._port}: {error.strerror} on {self._host}; choose another"
+                ) from error
+
+    async def _start(self, nats_url: str | None, specs: list[RunnerSpec]) -> None:
+        nats = nats_url or await self._start_nats()
+        (self._folder / "nats.url").write_text(nats + "\n")
+        await self._child("scheduler", "scheduler", nats, *self._config)
+        host, port = self._host, str(self._port)
+        await self._child("api", "api", nats, *self._config, "--host", host, "--port", port)
+        await self._start_runners(nats, specs)
+        url = f"http://{host}:{port}"
+        await self._until(f"{url}/readyz", START_S, "the API")
+        (self._folder / "api.url").write_text(url + "\n")
+        _say(f"Helix serves at {url}   (NATS at {nats}, data in {self._folder})")
+        wanted = sum(spec.count for spec in specs)
+        if wanted:
+            _say("loading weights …")
+            await self._until_ready(url, wanted)
+            _say('ready: type  helix chat "Hello"  in another terminal; Ctrl-C ends everything')
+
+    async def _start_nats(self) -> str:
+        port = free_port()
+        config = write_config(self._folder / "nats", port)
+        await self._children.start(Child("nats", nats_command(config)))
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"nats://127.0.0.1:{port}"
+            await asyncio.sleep(0.05)
+        raise Misconfigured(f"nats-server did not start; see {self._folder / 'nats.log'}")
+
+    async def _child(self, name: str, *words: str, env: dict[str, str] | None = None) -> None:
+        kind, nats, *rest = words
+        command = [sys.executable, "-m", "helix_es.cli.__main__", *kind.split(), "--nats", nats, *rest]
+        await self._children.start(Child(name, command, env or {}))
+
+    async def _start_runners(self, nats: str, specs: list[RunnerSpec]) -> None:
+        total = sum(spec.count for spec in specs)
+        threads = str(max(1, (os.cpu_count() or 1) // max(1, total)))
+        index = 0
+        for spec in specs:
+            for _ in range(spec.count):
+                gpu = f"{node_name()}-{index}"
+                rest = ["--model", spec.model, "--gpu", gpu, "--drain-s", "2", *self._slots, *self._config]
+                if spec.device:
+                    rest += ["--device", spec.device]
+                else:
+                    rest += ["--threads", threads]
+                await self._child(f"runner-{index}", "runner text", nats, *rest)
+                index += 1
+
+    async def _until(self, url: str, seconds: float, what: str) -> None:
+        if await self._poll(url, seconds, lambda response: response.status_code == 200):
+            return
+        raise Misconfigured(f"{what} did not start within {seconds:.0f} s; see the logs in {self._folder}")
+
+    async def _until_ready(self, url: str, wanted: int) -> None:
+        def all_ready(response: Any) -> bool:
+            return sum(gpu["state"] == "ready" for gpu in response.json()["data"]) >= wanted
+
+        headers = (
+            {"Authorization": f"Bearer {os.environ['HELIX_API_KEY']}"}
+            if "HELIX_API_KEY" in os.environ
+            else {}
+        )
+        if not await self._poll(f"{url}/api/v1/gpus", READY_S, all_ready, headers):
+            _say(f"no runner is ready yet; see the logs in {self._folder}")
+
+    @staticmethod
+    async def _poll(url: str, seconds: float, good: Any, headers: dict[str, str] | None = None) -> bool:
+        import httpx
+
+        deadline = time.monotonic() + seconds
+        async with httpx.AsyncClient(timeout=5, headers=headers) as client:
+            while time.monotonic() < deadline:
+                try:
+                    response = await client.get(url)
+                    if response.status_code == 401 or good(response):
+                        return True
+                except (httpx.HTTPError, KeyError):
+                    pass
+                await asyncio.sleep(0.1)
+        return False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
