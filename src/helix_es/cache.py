@@ -11,7 +11,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HELIX_CACHE_DIR") or Path.home() / ".cache" / "helix")
 
 
-SMOLLM2 = "smollm2-135m-instruct"
+# the digest of the package's file in the name: another file, or another way to convert it, is another folder
+SMOLLM2 = "smollm2-135m-instruct-b179c9523d0e-v1"
 
 
 def model_folders() -> dict[str, Path]:

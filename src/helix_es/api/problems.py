@@ -67,14 +67,21 @@ def classify(error: Exception) -> tuple[str, int, str]:
         return "invalid_request", 400, _validation(error)
     if isinstance(error, HTTPException):
         if error.status_code == 400:
-            code = (
-                "invalid_json" if "JSON" in error.detail or "malformed" in error.detail else "invalid_request"
-            )
-            return code, 400, error.detail
+            return ("invalid_json" if _not_json(error) else "invalid_request"), 400, error.detail
         code = _BY_STATUS.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal")
         return code, error.status_code, error.detail or PROBLEMS[code][1]
     log.error("unexpected_error", error=f"{type(error).__name__}: {error}", exc_info=error)
     return "internal", 500, "an error that nobody expected; it stands in the server's log"
+
+
+def _not_json(error: BaseException) -> bool:
+    """Whether a decoder gave up on the bytes themselves; `ValidationError` is a `DecodeError` too."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, msgspec.DecodeError):
+            return not isinstance(cause, msgspec.ValidationError)
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _validation(error: ValidationException) -> str:

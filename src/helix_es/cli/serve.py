@@ -70,6 +70,11 @@ def on_signals(stop: Callable[[], None]) -> None:
         loop.add_signal_handler(number, stop)
 
 
+def cancel(task: asyncio.Task[None]) -> None:
+    """Cancel `task`."""
+    task.cancel()
+
+
 def node_name() -> str:
     """Return this machine's name as a subject token."""
     return re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:40] or "node"
@@ -92,7 +97,7 @@ def scheduler(config: str | None, replicas: int, **options: Any) -> None:
         connected = await connection("helix-scheduler", options)
         name = f"{node_name()}-{secrets.token_hex(4)}"
         serving = asyncio.create_task(Scheduler(connected, settings, name=name, replicas=replicas).run())
-        on_signals(serving.cancel)
+        on_signals(lambda: cancel(serving))
         try:
             await serving
         except asyncio.CancelledError:

@@ -77,9 +77,10 @@ def up(
     """Serve everything: NATS, scheduler, API, web page and runners, until Ctrl-C."""
     log_lines()
 
+    folder = Path(data_dir).resolve()
+
     async def work() -> None:
         specs = parse_runners(runners, read(config))
-        folder = Path(data_dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder):
             shop = Shop(folder, host=host, port=port, config=config, slots=slots)
@@ -204,7 +205,7 @@ class Shop:
 
     async def _until_ready(self, url: str, wanted: int) -> None:
         def all_ready(response: Any) -> bool:
-            return sum(gpu["state"] == "ready" for gpu in response.json()["data"]) >= wanted
+            return len([gpu for gpu in response.json()["data"] if gpu["state"] == "ready"]) >= wanted
 
         headers = (
             {"Authorization": f"Bearer {os.environ['HELIX_API_KEY']}"}
