@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import psutil
 import structlog
 
 log = structlog.get_logger(__name__)
@@ -18,6 +20,7 @@ RESTART_S = 0.25  # between a death and the next life, doubled for each death in
 MOST_RESTART_S = 10.0
 STEADY_S = 20.0  # a life that long forgives the deaths before
 STOP_S = 8.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -28,6 +31,44 @@ class Child:
     command: list[str]
     env: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this child if its parent is killed: a server nobody watches would hold the log's files."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+async def end_leftovers(folder: Path) -> None:
+    """End what an earlier supervisor of `folder`, killed with -9, may have left running."""
+    try:
+        pids = msgspec.json.decode((folder / "pids.json").read_bytes(), type=dict[str, int])
+    except (OSError, msgspec.DecodeError):
+        return
+    left = [process for process in map(_process, pids.values()) if process is not None and _ours(process)]
+    for process in left:
+        log.warning("ending_leftover", pid=process.pid)
+        process.terminate()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, left, timeout=STOP_S)
+    for process in alive:
+        process.kill()
+    await asyncio.to_thread(psutil.wait_procs, alive, timeout=STOP_S)
+    (folder / "pids.json").unlink(missing_ok=True)
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None
+
+
+def _ours(process: psutil.Process) -> bool:
+    """Whether a process is one that we start: its number may be another program's by now."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return "helix_es.cli.__main__" in words or any(word.endswith("nats-server") for word in words[:1])
 
 
 class Supervisor:
@@ -54,6 +95,7 @@ class Supervisor:
                 stderr=out,
                 env={**os.environ, **child.env},
                 start_new_session=True,  # Ctrl-C is for us; we end them in order
+                preexec_fn=_end_with_parent,
             )
         self._write_pids()
 

@@ -46,6 +46,7 @@ class Shop:
         if config:
             (folder / "helix.toml").write_text(config)
             command += ["--config", str(folder / "helix.toml")]
+        (self.data / "api.url").unlink(missing_ok=True)  # of an earlier life, killed
         self.wanted = sum(int(part.partition("*")[2] or 1) for part in runners.split(",") if part)
         self.out = (folder / "up.log").open("wb")
         self.process = subprocess.Popen(command, stdout=self.out, stderr=self.out)

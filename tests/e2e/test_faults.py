@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helix_es.core import events as e
@@ -128,7 +131,7 @@ async def test_a_killed_api_is_back_and_its_streams_go_on(pair: Shop) -> None:
         assert watch.text == end.data["turn"]["output"]
         assert end.data["turn"]["attempt"] == 1, "the runner did not even notice"
         offsets = [(x.data["offset"], len(x.data["text"])) for x in watch.events if x.name == "delta"]
-        assert all(a + n == b for (a, n), (b, _) in zip(offsets, offsets[1:], strict=False))
+        assert all(a + n == b for (a, n), (b, _) in pairwise(offsets))
 
 
 async def test_a_killed_scheduler_stops_no_chat_and_is_back_for_the_next(pair: Shop) -> None:
@@ -175,9 +178,10 @@ async def test_everything_killed_at_once_goes_on_from_its_folder(tmp_path: Path)
             async for event in client.events(open_sid, 1):
                 if event.name == "delta":
                     break
-        first.process.kill()
-        for name in ("runner-0", "api", "scheduler", "nats"):
-            first.kill(name)
+        names = ("runner-0", "api", "scheduler", "nats")
+        pids = [first.pid(name) for name in names]
+        for pid in (first.process.pid, *pids):
+            os.kill(pid, signal.SIGKILL)
     finally:
         first.stop()
     second = Shop(tmp_path, args=("--slots", "2"))
@@ -189,5 +193,21 @@ async def test_everything_killed_at_once_goes_on_from_its_folder(tmp_path: Path)
             await client.say(sid, "What is my name?", params={"max_tokens": 16})
             assert "Zoe" in (await client.answer(sid, 2))["output"]
         assert second.stop() == 0
+    finally:
+        second.stop()
+
+
+async def test_a_killed_supervisor_leaves_no_server_behind_that_would_share_the_log(tmp_path: Path) -> None:
+    first = Shop(tmp_path, runners="")
+    try:
+        await asyncio.to_thread(first.start)
+        nats_pid = first.pid("nats")
+    finally:
+        first.process.kill()
+        first.stop()
+    second = Shop(tmp_path, runners="")
+    try:
+        await asyncio.to_thread(second.start)
+        assert not psutil.pid_exists(nats_pid)
     finally:
         second.stop()

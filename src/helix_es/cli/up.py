@@ -19,9 +19,10 @@ from helix_es.cli.serve import log_lines, node_name, on_signals
 from helix_es.core.errors import Misconfigured
 from helix_es.jetstream.server import command as nats_command
 from helix_es.jetstream.server import free_port, write_config
-from helix_es.processes import Child, Supervisor
+from helix_es.processes import Child, Supervisor, end_leftovers
 from helix_es.settings import Settings, read
 
+URL_FILES = ("nats.url", "api.url")  # there while we serve
 START_S = 60.0  # an interpreter that imports everything from a cold disk
 READY_S = 180.0  # weights are converted at the very first start: 20 s here
 
@@ -83,6 +84,9 @@ def up(
         specs = parse_runners(runners, read(config))
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder):
+            for name in URL_FILES:
+                (folder / name).unlink(missing_ok=True)
+            await end_leftovers(folder)
             shop = Shop(folder, host=host, port=port, config=config, slots=slots)
             await shop.serve(nats_url, specs)
 
@@ -136,7 +140,7 @@ class Shop:
             stopping.cancel()
             _say("stopping …")
             await self._children.stop()
-            for name in ("nats.url", "api.url"):
+            for name in URL_FILES:
                 (self._folder / name).unlink(missing_ok=True)
 
     def _refuse_taken_port(self) -> None:
