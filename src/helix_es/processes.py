@@ -44,31 +44,30 @@ async def end_leftovers(folder: Path) -> None:
         pids = msgspec.json.decode((folder / "pids.json").read_bytes(), type=dict[str, int])
     except (OSError, msgspec.DecodeError):
         return
-    left = [process for process in map(_process, pids.values()) if process is not None and _ours(process)]
+    left = [process for process in map(_process, pids.values()) if process is not None]
     for process in left:
         log.warning("ending_leftover", pid=process.pid)
         process.terminate()
-    _, alive = await asyncio.to_thread(psutil.wait_procs, left, timeout=STOP_S)
-    for process in alive:
-        process.kill()
-    await asyncio.to_thread(psutil.wait_procs, alive, timeout=STOP_S)
+    deadline = time.monotonic() + STOP_S
+    while alive := [pid for pid in pids.values() if _process(pid) is not None]:
+        if time.monotonic() > deadline:
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.05)
     (folder / "pids.json").unlink(missing_ok=True)
 
 
 def _process(pid: int) -> psutil.Process | None:
+    """Return the process if it runs and is one that we start: its number may be another program's by now."""
     try:
-        return psutil.Process(pid)
+        process = psutil.Process(pid)
+        words = process.cmdline()
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
     except psutil.Error:
         return None
-
-
-def _ours(process: psutil.Process) -> bool:
-    """Whether a process is one that we start: its number may be another program's by now."""
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return False
-    return "helix_es.cli.__main__" in words or any(word.endswith("nats-server") for word in words[:1])
+    ours = "helix_es.cli.__main__" in words or any(word.endswith("nats-server") for word in words[:1])
+    return process if ours else None
 
 
 class Supervisor:
