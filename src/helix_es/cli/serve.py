@@ -106,7 +106,7 @@ def scheduler(config: str | None, replicas: int, **options: Any) -> None:
             await connected.close()
             telemetry.shutdown()
 
-    run(work)
+    run(work, fast=True)
 
 
 @click.command()
@@ -148,7 +148,7 @@ def api(config: str | None, host: str, port: int, **options: Any) -> None:
         )
         await server.serve()
 
-    run(work)
+    run(work, fast=True)
 
 
 @click.group()
@@ -176,7 +176,7 @@ def runner_text(config: str | None, models: tuple[str, ...], **options: Any) -> 
     settings = read_or_fail(lambda: read(config))
     from helix_runners.main import text_runner
 
-    run(lambda: text_runner(settings, models, options, connection, on_signals, node_name()))
+    run(lambda: text_runner(settings, models, options, connection, on_signals, node_name()), fast=True)
 
 
 def read_or_fail(read: Callable[[], Any]) -> Any:

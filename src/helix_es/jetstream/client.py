@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -94,9 +94,9 @@ class Connection:
         return sub
 
     async def unsink(self, sub: Any) -> None:
-        """End a subscription made by `sink`."""
+        """End a subscription made by `sink`; without a connection there is none to end."""
         self.nc.sinks.pop(sub._id, None)
-        if not self.nc.is_closed:
+        with suppress(OSError, nats.errors.Error):
             await sub.unsubscribe()
 
     async def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Connection:
         """Return the answer's bytes; raises Unavailable if none came."""
         try:
             reply = await self.nc.request(subject, data, timeout=timeout, headers=headers)
-        except (TimeoutError, nats.errors.Error, nats.js.errors.Error) as error:
+        except (OSError, TimeoutError, nats.errors.Error, nats.js.errors.Error) as error:
             raise Unavailable(f"no answer from NATS on {subject}: {type(error).__name__} {error}") from error
         return bytes(reply.data)
 
@@ -127,7 +127,7 @@ class Connection:
         """Send without waiting for anything. Raises Unavailable while disconnected beyond what is buffered."""
         try:
             await self.nc.publish(subject, data, reply=reply, headers=headers)
-        except nats.errors.Error as error:
+        except (OSError, nats.errors.Error) as error:
             raise Unavailable(f"NATS takes nothing now: {type(error).__name__}") from error
 
     @property
@@ -139,7 +139,7 @@ class Connection:
         if not self.nc.is_closed:
             try:
                 await asyncio.wait_for(self.nc.flush(timeout=1), 2)
-            except (TimeoutError, nats.errors.Error):
+            except (OSError, TimeoutError, nats.errors.Error):
                 log.warning("nats_flush_failed")
             await self.nc.close()
 
