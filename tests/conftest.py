@@ -24,9 +24,9 @@ def anyio_backend() -> str:
 class NatsServer:
     """A nats-server child that can be killed and started again on the same port and data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sync_interval: str = "always") -> None:
         self.port = free_port()
-        self.config = write_config(folder, self.port)
+        self.config = write_config(folder, self.port, sync_interval=sync_interval)
         self.log = (folder / "server.log").open("ab")
         self.process: subprocess.Popen[bytes] | None = None
 
