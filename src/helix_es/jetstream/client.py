@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import nats.errors
-import nats.js.errors
 import structlog
 from nats.aio.client import Client
 
@@ -21,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 MIN_VERSION = (2, 12)  # prioritized consumers and batched direct get with a wildcard fence
 REQUEST_TIMEOUT_S = 5.0
+NO_RESPONDERS = b"NATS/1.0 503"
 
 Sink = Callable[[str, str, bytes, bytes], None]
 """(subject, reply, raw headers, data) of one message, called in the reader: it must not block or raise."""
@@ -115,11 +115,23 @@ class Connection:
         timeout: float = REQUEST_TIMEOUT_S,
     ) -> bytes:
         """Return the answer's bytes; raises Unavailable if none came."""
-        try:
-            reply = await self.nc.request(subject, data, timeout=timeout, headers=headers)
-        except (OSError, TimeoutError, nats.errors.Error, nats.js.errors.Error) as error:
-            raise Unavailable(f"no answer from NATS on {subject}: {type(error).__name__} {error}") from error
-        return bytes(reply.data)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def sink(_subject: str, _reply: str, raw: bytes, body: bytes) -> None:
+            if answer.done():
+                return
+            if raw.startswith(NO_RESPONDERS):
+                answer.set_exception(Unavailable(f"nobody answers on {subject}: is JetStream up?"))
+            else:
+                answer.set_result(body)
+
+        with self.mail(sink) as address:
+            await self.publish(subject, data, address, headers)
+            try:
+                async with asyncio.timeout(timeout):
+                    return await answer
+            except TimeoutError:
+                raise Unavailable(f"no answer from NATS on {subject} within {timeout} s") from None
 
     async def publish(
         self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None

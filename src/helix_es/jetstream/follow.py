@@ -102,7 +102,8 @@ async def _attempt(
                 await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", pull, reply=inbox)
                 reader.outstanding += PULL
             try:
-                await asyncio.wait_for(reader.arrived.wait(), SILENCE_S)
+                async with asyncio.timeout(SILENCE_S):
+                    await reader.arrived.wait()
             except TimeoutError:
                 raise Unavailable(f"{stream} was silent for {SILENCE_S} s") from None
             reader.arrived.clear()

@@ -114,7 +114,8 @@ class TaskPuller:
         self._answered.clear()
         await self._connection.publish(self._subject, msgspec.json.encode(body), reply=self._inbox)
         try:
-            await asyncio.wait_for(self._answered.wait(), expires_s + SLACK_S)
+            async with asyncio.timeout(expires_s + SLACK_S):
+                await self._answered.wait()
         except TimeoutError:
             return None
         return None if self._arrived.empty() else self._arrived.get_nowait()
