@@ -22,7 +22,7 @@ up: setup
 	$(BIN)/helix up
 
 demo: setup
-	$(BIN)/python tests/e2e/demo.py
+	$(BIN)/python -m tests.e2e.demo
 
 check: setup
 	$(BIN)/ruff format --check .
