@@ -102,10 +102,12 @@ class Floor(Controller):
 
     @get("/gpus", summary="The floor")
     async def gpus(self, services: Services, request: Web) -> GpuList:
-        owner_of(request, services.settings.auth)
+        owner = owner_of(request, services.settings.auth)
         beats = await services.heartbeats()
         state = services.replica.state
-        return GpuList(data=[gpu_view(state.gpus[name], beats.get(name)) for name in sorted(state.gpus)])
+        return GpuList(
+            data=[gpu_view(state.gpus[name], beats.get(name), state, owner) for name in sorted(state.gpus)]
+        )
 
     @get("/queue", summary="The door")
     async def queue(self, services: Services, request: Web) -> QueueList:

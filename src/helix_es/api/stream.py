@@ -72,6 +72,7 @@ class SessionStream:
         self._resumed = self._cursor = cursor
         self._chars = 0  # of the running attempt, given to the client
         self._said: QueueView | None = None
+        self._silent_s = 0.0
         self._early: deque[Delta] = deque(maxlen=10_000)  # pieces that overtook the fact they belong to
         self._inbox: asyncio.Queue[e.Recorded | Delta] = asyncio.Queue()
 
@@ -97,13 +98,18 @@ class SessionStream:
     async def _next(self, only_turn: int | None) -> AsyncIterator[Item | None]:
         waiting = self._session.phase == "queued"
         if waiting and (place := self._place()) is not None:
+            self._silent_s = 0.0
             yield place
+        patience_s = PLACE_EVERY_S if waiting else PING_S
         try:
-            got = await asyncio.wait_for(self._inbox.get(), PLACE_EVERY_S if waiting else PING_S)
+            got = await asyncio.wait_for(self._inbox.get(), patience_s)
         except TimeoutError:
-            if not waiting:
+            self._silent_s += patience_s
+            if self._silent_s >= PING_S:
+                self._silent_s = 0.0
                 yield None
             return
+        self._silent_s = 0.0
         if isinstance(got, Delta):
             async for item in self._piece(got):
                 yield item

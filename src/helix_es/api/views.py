@@ -70,7 +70,9 @@ class GpuView(msgspec.Struct, kw_only=True):
     purpose: str | None
     model: str | None
     slots: int
+    slots_used: int
     sessions: list[str]
+    """Those of the asker; all, where no API keys are configured."""
     memory_total_bytes: int
     memory_used_bytes: int | None
     utilisation: float | None
@@ -135,8 +137,8 @@ def queue_view(session: str, state: Occupancy) -> QueueView | None:
     return QueueView(position=position, wait_s=None if wait_ms is None else round(wait_ms / 1000, 1))
 
 
-def gpu_view(gpu: Gpu, beat: e.Recorded | None) -> GpuView:
-    """Return what users see of `gpu`, with its last heartbeat if it is of this incarnation."""
+def gpu_view(gpu: Gpu, beat: e.Recorded | None, state: Occupancy, owner: str) -> GpuView:
+    """Return what `owner` sees of `gpu`, with its last heartbeat if it is of this incarnation."""
     told = beat.event if beat is not None else None
     if not isinstance(told, e.GpuHeartbeat) or told.incarnation != gpu.incarnation:
         told, beat = None, None
@@ -147,7 +149,8 @@ def gpu_view(gpu: Gpu, beat: e.Recorded | None) -> GpuView:
         purpose=gpu.purpose,
         model=gpu.model,
         slots=gpu.slots,
-        sessions=sorted(gpu.sessions),
+        slots_used=len(gpu.sessions),
+        sessions=sorted(name for name in gpu.sessions if state.seats[name].owner == owner),
         memory_total_bytes=gpu.memory_total_bytes,
         memory_used_bytes=told.memory_used_bytes if told else None,
         utilisation=told.utilisation if told else None,

@@ -52,7 +52,7 @@ async def _jetstream(connection: Connection) -> AsyncIterator[Check]:
     except HelixError as error:
         yield fails("jetstream", str(error), "switch JetStream on in the server, for this user's account")
         return
-    for name in (*streams.stream_configs(1), FILES):
+    for name in streams.stream_configs(1):
         yield _stream(name, infos)
     for what, check in (("storage", _storage), ("scheduler", _scheduler), ("tasks", _tasks)):
         try:
@@ -67,7 +67,7 @@ Infos = dict[str, dict[str, Any]]
 async def _infos(connection: Connection) -> Infos:
     """Return what JetStream tells of each stream that is there."""
     infos: Infos = {}
-    for name in (*streams.stream_configs(1), FILES):
+    for name in streams.stream_configs(1):
         try:
             infos[name] = await connection.api(f"STREAM.INFO.{name}")
         except ApiError as error:
@@ -84,13 +84,11 @@ def _stream(name: str, infos: Infos) -> Check:
         )
     config, state = infos[name]["config"], infos[name]["state"]
     replicas = infos.get("LOG", infos[name])["config"]["num_replicas"]
-    wanted = streams.stream_configs(replicas).get(name)
-    if wanted is not None:
-        try:
-            streams._compare(name, wanted, config)
-        except Misconfigured as error:
-            said, _, advice = str(error).partition("; ")
-            return fails(what, said, advice)
+    try:
+        streams.compare(name, streams.stream_configs(replicas)[name], config)
+    except Misconfigured as error:
+        said, _, advice = str(error).partition("; ")
+        return fails(what, said, advice)
     size = f"{state['messages']} messages, {state['bytes'] / 2**20:.1f} MiB"
     if config["max_bytes"] > 0 and state["bytes"] > FULL * config["max_bytes"]:
         share = state["bytes"] / config["max_bytes"]

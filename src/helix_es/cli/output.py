@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import msgspec
 import rich_click as click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from helix_es.core.errors import HelixError, Misconfigured
@@ -82,6 +83,6 @@ def show_table(columns: list[str], rows: list[list[Any]]) -> None:
     """Print rows under their columns; plain when the output is no terminal."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)

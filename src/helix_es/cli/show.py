@@ -87,14 +87,10 @@ def models(url: str, as_json: bool) -> None:
 
 def show(table: Table) -> None:
     """Print a table whose cells others may have written."""
-    from rich.markup import escape
-
     from helix_es.cli.talk import printable
 
     columns, rows = table
-    show_table(
-        columns, [["" if cell is None else escape(printable(str(cell))) for cell in row] for row in rows]
-    )
+    show_table(columns, [["" if cell is None else printable(str(cell)) for cell in row] for row in rows])
 
 
 def session_table(rows: list[Row], *, now: datetime) -> Table:

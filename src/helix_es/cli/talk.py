@@ -31,10 +31,15 @@ class Teller:
         self._out = out
         self._tty = out.isatty()
         self._status = ""
+        self.midline = False
+        """The same terminal shows the beginning of a line, which must not be overwritten."""
 
     def status(self, text: str) -> None:
         """Tell what is true for now."""
         if text == self._status:
+            return
+        if self.midline:
+            self.line(text)
             return
         self._status = text
         self._out.write(f"\r\x1b[K{printable(text)}" if self._tty else f"{text}\n")
@@ -50,7 +55,8 @@ class Teller:
     def line(self, text: str) -> None:
         """Tell something that stays."""
         self.clear()
-        self._out.write(f"{printable(text)}\n")
+        self._out.write(f"\n{printable(text)}\n" if self.midline and self._tty else f"{printable(text)}\n")
+        self.midline = False
         self._out.flush()
 
 
@@ -99,6 +105,8 @@ class Printer:
         self._teller.clear()
         self._out.write(printable(text) if self._tty else text)
         self._out.flush()
+        if text:
+            self._teller.midline = self._tty and not text.endswith("\n")
 
 
 class Talk:

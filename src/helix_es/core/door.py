@@ -7,6 +7,9 @@ from helix_es.core.fairqueue import FairQueue, Place
 from helix_es.core.floor import Capacity, Seat
 from helix_es.core.slotrate import SlotRate
 
+PRIOR_WORK_MS = 10_000  # before anything was measured: a short answer, and then the session idles
+FRONT = -1  # shares of arrivals begin at 0
+
 
 class Door:
     """Queues and counters, kept by `Occupancy`; every operation is O(log n) in the queue's length."""
@@ -39,21 +42,21 @@ class Door:
             rate = self.rates[workload] = SlotRate()
         return rate
 
-    def arrive(self, seat: Seat, *, seq: int, now_ms: int) -> None:
+    def arrive(self, seat: Seat, *, seq: int, now_ms: int, idle_after_ms: int) -> None:
         """Put `seat` in its place and note the wait that it is told."""
         workload = seat.workload
         queue = self.queue(workload)
         seat.place = queue.arrive(seat.session, seat.owner, priority=seat.priority, seq=seq)
         self.waiting[workload] = None
         position = queue.position(seat.place)
-        seat.estimated_ms = self.wait_ms(workload, position, now_ms=now_ms)
+        seat.estimated_ms = self.wait_ms(workload, position, now_ms=now_ms, idle_after_ms=idle_after_ms)
 
     def put_back(self, seat: Seat, *, seq: int) -> None:
         """Put `seat`, whose GPU is gone, back where it stood."""
         if seat.place is None:
             # The turn came while the session held a slot, so it never had a place: somebody is in the middle of
             # a conversation and goes to the front of its class.
-            seat.place = Place(-seat.priority, 0, seq, seat.session)
+            seat.place = Place(-seat.priority, FRONT, seq, seat.session)
         self.queue(seat.workload).put_back(seat.place, seat.owner)
         self.waiting[seat.workload] = None
 
@@ -71,10 +74,11 @@ class Door:
         if workload in self.waiting:
             self.rate(workload).freed(now_ms)
 
-    def wait_ms(self, workload: e.Workload, position: int, *, now_ms: int) -> int | None:
+    def wait_ms(self, workload: e.Workload, position: int, *, now_ms: int, idle_after_ms: int) -> int | None:
         """Return the wait to expect at `position` (1 is next), or None while nothing serves the workload."""
         capacity = self.capacity(workload)
         ahead = position - max(0, capacity.free)
         if capacity.slots and ahead <= 0:
             return 0  # admitted as soon as the scheduler looks
-        return self.rate(workload).wait_ms(ahead, slots=capacity.slots, now_ms=now_ms)
+        prior_ms = PRIOR_WORK_MS + idle_after_ms
+        return self.rate(workload).wait_ms(ahead, slots=capacity.slots, now_ms=now_ms, prior_hold_ms=prior_ms)

@@ -44,7 +44,9 @@ class Occupancy:
 
     def wait_ms(self, workload: e.Workload, position: int) -> int | None:
         """Return the wait to expect at `position`, or None while nothing serves the workload."""
-        return self.door.wait_ms(workload, position, now_ms=self.now_ms)
+        return self.door.wait_ms(
+            workload, position, now_ms=self.now_ms, idle_after_ms=self.policy.idle_after_ms
+        )
 
     # -- the fold ------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Occupancy:
             queued_ms=record.at_ms,
             active_ms=record.at_ms,
         )
-        self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms)
+        self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms, idle_after_ms=self.policy.idle_after_ms)
         self.seats[event.session] = seat
 
     def _misfit(self, record: e.Recorded, event: Any) -> None:

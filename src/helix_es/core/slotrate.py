@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 WINDOW = 16  # long enough to smooth a burst of releases, short enough to follow a fleet that grows
-PRIOR_HOLD_MS = 20_000  # before anything was measured: one short conversation
 
 
 class SlotRate(msgspec.Struct, kw_only=True):
@@ -27,10 +26,13 @@ class SlotRate(msgspec.Struct, kw_only=True):
         """Note that nobody waits any more: the time until the next crowd says nothing about the rate."""
         self.freed_ms.clear()
 
-    def wait_ms(self, position: int, *, slots: int, now_ms: int) -> int | None:
-        """Return the wait to expect at `position` (1 is next), or None while the workload has no slot at all."""
+    def wait_ms(self, position: int, *, slots: int, now_ms: int, prior_hold_ms: int) -> int | None:
+        """Return the wait to expect at `position` (1 is next), or None while the workload has no slot at all.
+
+        Before anything was measured a session is taken to hold its slot for `prior_hold_ms`.
+        """
         if slots <= 0:
             return None
-        interval_ms = self.interval_ms if self.interval_ms is not None else PRIOR_HOLD_MS // slots
+        interval_ms = self.interval_ms if self.interval_ms is not None else prior_hold_ms // slots
         since_ms = now_ms - self.freed_ms[-1] if self.freed_ms else 0
         return max(0, position * interval_ms - since_ms)

@@ -153,7 +153,8 @@ class Connection:
                 await asyncio.wait_for(self.nc.flush(timeout=1), 2)
             except (OSError, TimeoutError, nats.errors.Error):
                 log.warning("nats_flush_failed")
-            await self.nc.close()
+            with suppress(OSError):  # closing flushes once more, into a socket that may be gone
+                await self.nc.close()
 
 
 class ApiError(HelixError):
@@ -224,12 +225,18 @@ async def connect(settings: NatsSettings) -> Connection:
         await asyncio.wait_for(connecting, settings.connect_timeout_s)
     except (OSError, TimeoutError, nats.errors.Error) as error:
         raise Misconfigured(
-            f"no NATS server answers at {settings.url} ({said or type(error).__name__}); "
+            f"no NATS server answers at {without_secrets(settings.url)} ({said or type(error).__name__}); "
             "start one, or name another with --nats"
         ) from error
     _check_version(client)
     await connection.open_mailbox()
     return connection
+
+
+def without_secrets(url: str) -> str:
+    """Return `url` without user and password, fit to be shown."""
+    scheme, mark, rest = url.rpartition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 def _check_version(client: Client) -> None:

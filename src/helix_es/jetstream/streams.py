@@ -61,6 +61,14 @@ def stream_configs(replicas: int) -> dict[str, dict[str, Any]]:
             "max_age": 900 * SECOND_NS,
             "allow_direct": True,
         },
+        f"OBJ_{FILES_BUCKET}": {
+            "num_replicas": replicas,
+            "subjects": [f"$O.{FILES_BUCKET}.C.>", f"$O.{FILES_BUCKET}.M.>"],
+            "storage": "file",
+            "discard": "new",
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+        },
     }
 
 
@@ -71,15 +79,6 @@ async def provision(connection: Connection, *, replicas: int = 1) -> None:
     """
     for name, config in stream_configs(replicas).items():
         await _stream(connection, name, config)
-    bucket = {
-        "subjects": [f"$O.{FILES_BUCKET}.C.>", f"$O.{FILES_BUCKET}.M.>"],
-        "storage": "file",
-        "num_replicas": replicas,
-        "discard": "new",
-        "allow_rollup_hdrs": True,
-        "allow_direct": True,
-    }
-    await _stream(connection, f"OBJ_{FILES_BUCKET}", bucket)
 
 
 async def _stream(connection: Connection, name: str, config: dict[str, Any]) -> None:
@@ -89,10 +88,11 @@ async def _stream(connection: Connection, name: str, config: dict[str, Any]) -> 
     except ApiError as error:
         if error.err_code not in EXISTS:
             raise Misconfigured(f"stream {name} could not be made: {error}") from error
-    _compare(name, config, (await connection.api(f"STREAM.INFO.{name}"))["config"])
+    compare(name, config, (await connection.api(f"STREAM.INFO.{name}"))["config"])
 
 
-def _compare(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def compare(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise Misconfigured, naming the setting, if a stream's `found` configuration differs from `wanted`."""
     for key, value in wanted.items():
         if not _same(found.get(key), value):
             raise Misconfigured(
