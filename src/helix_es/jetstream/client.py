@@ -228,7 +228,11 @@ async def connect(settings: NatsSettings) -> Connection:
             f"no NATS server answers at {without_secrets(settings.url)} ({said or type(error).__name__}); "
             "start one, or name another with --nats"
         ) from error
-    _check_version(client)
+    try:
+        _check_version(client)
+    except Misconfigured:
+        await connection.close()
+        raise
     await connection.open_mailbox()
     return connection
 
