@@ -17,6 +17,7 @@ from helix_es.log import Log, Snapshot
 log = structlog.get_logger(__name__)
 
 SNAPSHOT = "occupancy"
+QUIET_S = 0.003  # three appends: whoever was about to write has done so
 
 Listener = Callable[[Recorded], None]
 
@@ -30,6 +31,7 @@ class Replica:
         self.state = Occupancy()
         self.caught_up = asyncio.Event()
         self.snapshot_seq = 0
+        self._moved_s = 0.0
         self._changed = asyncio.Event()
         self._everything: list[Listener] = []
         self._sessions: dict[str, list[Listener]] = {}
@@ -41,6 +43,8 @@ class Replica:
         async for batch in self._log.follow(self.state.seq):
             for record in batch.records:
                 self._take(record)
+            if batch.records:
+                self._moved_s = asyncio.get_running_loop().time()
             if batch.pending == 0:
                 self.caught_up.set()
             self._notify()
@@ -76,6 +80,11 @@ class Replica:
         """Move the clock to a stored beat."""
         self.state.tick(now_ms)
         self._notify()
+
+    def next_seq(self) -> int | None:
+        """Return the sequence that the next record will most likely have; None while the log is busy."""
+        quiet_s = asyncio.get_running_loop().time() - self._moved_s
+        return self.state.seq + 1 if self.caught_up.is_set() and quiet_s > QUIET_S else None
 
     def changed(self) -> asyncio.Event:
         """Return an event that is set at the next change. Take it before looking at `state`."""

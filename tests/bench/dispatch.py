@@ -30,6 +30,7 @@ from tests.e2e.shop import HELIX
 
 ROUNDS = 400
 WARM_UP = 40
+PAUSE_S = 0.01  # between two requests, so that each is measured alone, as the floor is
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -131,7 +132,7 @@ async def floor(url: str) -> Latency:
     took = []
     for _ in range(ROUNDS):
         waiting = asyncio.create_task(pulling.fetch(1, timeout=5))
-        await asyncio.sleep(0.002)  # the fetch is at the server when the clock starts
+        await asyncio.sleep(PAUSE_S)  # the fetch is at the server when the clock starts
         begun = time.perf_counter()
         publishing = asyncio.create_task(js.publish("floor.x", payload))
         (message,) = await waiting
@@ -195,10 +196,12 @@ async def _rounds(url: str, http: Http, runner: TimedRunner) -> Dispatch:
         created.append(held - sent)
         path = f"/api/v1/sessions/{session['session_id']}"
         await http.idle(path)
-        path += "/turns"
-        sent, _ = await http.post(path, {"prompt": "And now?"})
+        await asyncio.sleep(PAUSE_S)
+        sent, _ = await http.post(f"{path}/turns", {"prompt": "And now?"})
         _, held = await asyncio.wait_for(runner.held.get(), 5)
         continued.append(held - sent)
+        await http.idle(path)
+        await asyncio.sleep(PAUSE_S)
     bare.append(await floor_half(url, "b"))
     # before and after: the machine's speed drifts
     middle = Latency(statistics.mean(b.p50 for b in bare), statistics.mean(b.p99 for b in bare))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 from opentelemetry.trace import SpanKind
@@ -87,7 +87,7 @@ class Desk:
             request=request,
         )
         try:
-            return await self._append_all((created, queued), request)
+            return await self._append_both(created, queued, request)
         except Conflict:
             found = await self.read(session, owner)
         if found.request != request:
@@ -97,22 +97,42 @@ class Desk:
             found = await self.read(session, owner)
         return found
 
-    async def _append_all(self, events: Sequence[e.AnyEvent], request: str) -> Session:
-        """Append the first facts of a session and return it as they make it."""
-        session = e.SessionId(getattr(events[0], "session", ""))
+    async def _append_both(self, created: e.SessionCreated, queued: e.TurnQueued, request: str) -> Session:
+        """Append the two first facts of a session and return it as they make it."""
         seen: asyncio.Queue[e.Recorded] = asyncio.Queue()
-        with self._replica.subscription(session, seen.put_nowait):
-            expected = 0
-            for event in events:
-                expected = await self._append(event, expected, request)
-            state = Session(session=session)
+        with self._replica.subscription(created.session, seen.put_nowait):
+            last_seq = await self._append_in_step(created, queued, request)
+            state = Session(session=created.session)
             try:
                 async with asyncio.timeout(SEEN_S):
-                    while state.last_seq < expected:
+                    while state.last_seq < last_seq:
                         state = evolve(state, await seen.get())
             except TimeoutError:  # they were stored before (a repeated request), so they do not come again
-                return await self.read(session)
+                return await self.read(created.session)
         return state
+
+    async def _append_in_step(self, created: e.SessionCreated, queued: e.TurnQueued, request: str) -> int:
+        """Append both and return the sequence of the second, which is fenced by that of the first.
+
+        While the log is quiet the first one's sequence can be foreseen, so the second is sent without waiting for
+        it: that saves a third of the way to the GPU. A wrong guess is refused by the fence, as any other writer
+        would be, and the second is sent again behind the right sequence.
+        """
+        guess = self._replica.next_seq()
+        first = asyncio.create_task(self._append(created, 0, request))
+        second = None if guess is None else asyncio.create_task(self._append(queued, guess, request))
+        try:
+            created_seq = await first
+        except BaseException:
+            if second is not None:
+                second.cancel()
+            raise
+        if second is not None:
+            try:
+                return await second
+            except Conflict:
+                pass
+        return await self._append(queued, created_seq, request)
 
     async def _append(self, event: e.AnyEvent, expected_seq: int, request: str) -> int:
         session = getattr(event, "session", "")
