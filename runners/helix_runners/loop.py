@@ -12,7 +12,7 @@ import structlog
 from helix_es.core import events as e
 from helix_es.core.catalogue import Model
 from helix_es.core.codec import type_of
-from helix_es.core.errors import Conflict, HelixError, Unavailable
+from helix_es.core.errors import Conflict, EngineError, HelixError, Unavailable
 from helix_es.core.subjects import continue_consumer, gpu_filters, shared_consumer
 from helix_es.jetstream.beats import Beats
 from helix_es.jetstream.client import Connection
@@ -130,6 +130,8 @@ class Runner:
 
     async def _heartbeat(self) -> None:
         while True:
+            if self._work.broken is not None:
+                raise EngineError(f"leaving, since the engine has stopped: {self._work.broken}")
             measured = await asyncio.to_thread(facts, self._offer.device)
             beat = e.GpuHeartbeat(
                 gpu=self._offer.gpu,

@@ -74,6 +74,11 @@ class TextWork:
         """Stop at the next step."""
         await self._running().cancel(session)
 
+    @property
+    def broken(self) -> str | None:
+        """Why the engine computes no more."""
+        return None if self._engine is None else self._engine.stopped
+
     def detail(self) -> dict[str, Any]:
         """What the engine holds now."""
         if self._engine is None:

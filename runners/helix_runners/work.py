@@ -48,6 +48,10 @@ class Work(Protocol):
     async def cancel(self, session: str) -> None:
         """Stop the session's turn as soon as possible; its `perform` returns."""
 
+    @property
+    def broken(self) -> str | None:
+        """Why no turn can be done any more, or None: the runner then leaves, and its sessions go elsewhere."""
+
     def detail(self) -> dict[str, Any]:
         """Return what a heartbeat should tell of it."""
 

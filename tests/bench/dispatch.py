@@ -66,6 +66,10 @@ class Nothing:
     async def cancel(self, session: str) -> None:
         pass
 
+    @property
+    def broken(self) -> str | None:
+        return None
+
     def detail(self) -> dict[str, Any]:
         return {}
 

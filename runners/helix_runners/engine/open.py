@@ -9,12 +9,13 @@ import msgspec
 import psutil
 import torch
 
+from helix_es.cache import cache_dir
 from helix_es.core.errors import EngineError, Misconfigured
 from helix_runners.engine.multiplexer import Limits, Multiplexer
 from helix_runners.engine.network import Network
 from helix_runners.engine.packed import PackedEngine, Parts
 from helix_runners.engine.prompt import ChatPrompt
-from helix_runners.engine.weights import default_cache_dir, load_weights
+from helix_runners.engine.weights import load_weights
 
 GIB = 1 << 30
 STEP_TOKENS_CPU = 128  # 2 cores: no stream waits longer than 0.6 s while a long prompt is read
@@ -64,7 +65,7 @@ def _load(settings: EngineSettings) -> Parts:
         settings.source,
         device=settings.device,
         dtype=settings.dtype,
-        cache_dir=settings.cache_dir or default_cache_dir(),
+        cache_dir=settings.cache_dir or cache_dir(),
     )
     prompt = ChatPrompt(loaded.tokenizer)
     try:

@@ -65,6 +65,10 @@ class TextEngine(Protocol):
     def context_tokens(self) -> int:
         """Tokens that prompt and answer may have together."""
 
+    @property
+    def stopped(self) -> str | None:
+        """Why it computes no more, or None while it does."""
+
     def generate(
         self, session: str, messages: Sequence[Message], sampling: Sampling
     ) -> AsyncIterator[Piece | Finished]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,12 +28,6 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that end an answer."""
     context_tokens: int
     """What the model was made for."""
-
-
-def default_cache_dir() -> Path:
-    """Where converted models are kept: HELIX_CACHE_DIR, else ~/.cache/helix."""
-    configured = os.environ.get("HELIX_CACHE_DIR")
-    return Path(configured) if configured else Path.home() / ".cache" / "helix"
 
 
 def load_weights(source: str, *, device: str, dtype: str, cache_dir: Path) -> Loaded:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helix_es.cache import cache_dir
 from helix_runners.engine.builtin import smollm2_folder
 from helix_runners.engine.open import EngineSettings, open_engine
 from helix_runners.engine.packed import PackedEngine
 from helix_runners.engine.port import Finished, Message, Piece, Sampling
-from helix_runners.engine.weights import default_cache_dir
 
 QUESTIONS = [
     "What is the capital of France? Answer in one short sentence.",
@@ -44,7 +44,7 @@ async def collect(
 
 def expected(question: str, max_tokens: int) -> str:
     """What transformers' own generate() answers greedily."""
-    folder = smollm2_folder(default_cache_dir())
+    folder = smollm2_folder(cache_dir())
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     prompt = tokenizer.apply_chat_template(

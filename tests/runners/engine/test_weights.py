@@ -11,10 +11,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from helix_es.cache import cache_dir
 from helix_es.core.errors import EngineError, Misconfigured
 from helix_runners.engine import builtin
 from helix_runners.engine.open import EngineSettings, derived_kv_bytes, open_engine
-from helix_runners.engine.weights import default_cache_dir, load_weights
+from helix_runners.engine.weights import load_weights
 from tests.runners.engine.models import byte_tokenizer, llama
 
 
@@ -90,9 +91,9 @@ def test_the_budget_derived_on_a_cpu_is_bounded() -> None:
 
 def test_the_cache_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HELIX_CACHE_DIR", "/some/where")
-    assert default_cache_dir() == Path("/some/where")
+    assert cache_dir() == Path("/some/where")
     monkeypatch.delenv("HELIX_CACHE_DIR")
-    assert default_cache_dir() == Path.home() / ".cache" / "helix"
+    assert cache_dir() == Path.home() / ".cache" / "helix"
 
 
 def test_a_gguf_that_is_not_the_known_one_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""`make bench`: every number that was promised, measured side by side in one run, as a table."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from helix_runners.engine.open import EngineSettings, open_engine
+from tests.bench import dispatch, fold
+from tests.bench.engine_bench import measure_second_turn, measure_stall, measure_throughput
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One promise."""
+
+    what: str
+    found: str
+    promised: str
+    kept: bool
+
+
+def dispatch_rows() -> list[Row]:
+    """From the HTTP request to the task in a runner's hand."""
+    found = asyncio.run(dispatch.measure())
+    rows = []
+    for what, latency, most in (("continue", found.proceed, 2.5), ("create", found.create, 4.0)):
+        ratio = latency.p50 / found.floor.p50
+        shown = f"{latency.p50:.2f} ms = {ratio:.2f} × the floor of {found.floor.p50:.2f} ms"
+        rows.append(
+            Row(f"{what}: HTTP request → runner holds the task, p50", shown, f"≤ {most} ×", ratio <= most)
+        )
+    p99 = found.proceed.p99
+    rows.append(Row("continue, p99", f"{p99:.1f} ms", "≤ 20 ms", p99 <= 20))
+    return rows
+
+
+def fold_rows() -> list[Row]:
+    """Folding and deciding."""
+    memory, server = fold.from_memory(), asyncio.run(fold.from_server())
+    small, large = fold.decision_cost(100, 1_000), fold.decision_cost(10_000, 100_000)
+    ratio = large / small
+    return [
+        Row("fold from memory", f"{memory:,.0f} events/s", "≥ 150,000", memory >= 150_000),
+        Row("occupancy rebuilt from JetStream", f"{server:,.0f} events/s", "≥ 60,000", server >= 60_000),
+        Row(
+            "a decision at 10,000 GPUs and 100,000 sessions",
+            f"{large:.1f} µs = {ratio:.2f} × that at 100 and 1,000",
+            "≤ 2 ×",
+            ratio <= 2,
+        ),
+    ]
+
+
+async def engine_rows(dtype: str) -> list[Row]:
+    """The real model, many sessions at once."""
+    engine = await asyncio.to_thread(open_engine, EngineSettings(dtype=dtype))
+    try:
+        throughput = await measure_throughput(engine)
+        second = await measure_second_turn(engine)
+        stall = await measure_stall(engine)
+    finally:
+        await engine.close()
+    return [
+        Row(
+            f"8 sessions decoding together ({dtype})",
+            f"{throughput.together:.0f} tokens/s = {throughput.ratio:.1f} × one alone",
+            "≥ 5 ×",
+            throughput.ratio >= 5,
+        ),
+        Row(
+            "the slowest of them against the fastest",
+            f"{throughput.slowest_over_fastest:.2f}",
+            "≥ 0.5",
+            throughput.slowest_over_fastest >= 0.5,
+        ),
+        Row(
+            f"second turn of {second.prompt_tokens} tokens, first token ({dtype})",
+            f"{second.kept_s:.3f} s against {second.cold_s:.2f} s = 1/{second.ratio:.0f}",
+            "≤ 1/15",
+            second.ratio >= 15,
+        ),
+        Row(
+            f"longest gap of 4 streams while {stall.prompt_tokens} tokens arrive",
+            f"{stall.worst_gap_s:.2f} s",
+            "≤ 0.8 s",
+            stall.worst_gap_s <= 0.8,
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure, print, exit 1 if a promise is not kept."""
+    rows = dispatch_rows() + fold_rows()
+    for dtype in ("float32", "bfloat16"):
+        rows += asyncio.run(engine_rows(dtype))
+    table = Table("measured", "found", "promised", "", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.what, row.found, row.promised, "kept" if row.kept else "NOT REACHED")
+    Console(width=150).print(table)
+    sys.exit(0 if all(row.kept for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
