@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from opentelemetry.trace import SpanKind
 
+from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
 from helix_es.core.errors import Conflict, HelixError
@@ -38,6 +40,7 @@ class Scheduler:
         self._log = JetStreamLog(connection)
         self._beats = Beats(connection)
         self._gone: list[str] = []
+        self._traces: dict[str, dict[str, str]] = {}  # session -> the trace that its waiting turn belongs to
         self.replica = Replica(self._log)
         self.leadership = Leadership(name)
         lost_after_ms = int(3 * settings.sessions.heartbeat_s * 1000)  # three missed heartbeats
@@ -67,6 +70,12 @@ class Scheduler:
             case e.GpuLeft(gpu=gpu) | e.GpuLost(gpu=gpu):
                 self.liveness.forget(gpu)
                 self._gone.append(gpu)
+            case e.TurnQueued(session=session) if record.headers:
+                self._traces[session] = record.headers
+            case e.TurnStarted(session=session) | e.SessionClosed(session=session):
+                self._traces.pop(session, None)
+            case e.TurnCancelled(session=session) | e.TurnFailed(session=session):
+                self._traces.pop(session, None)
             case _:
                 pass
 
@@ -173,8 +182,13 @@ class Scheduler:
         about = getattr(event, "session", None) or getattr(event, "gpu", None) or "policy"
         # Two schedulers that decide the same send the same key.
         key = f"{type_of(event)}:{about}:{decision.expected_seq}"
+        headers = self._traces.get(about) if isinstance(event, e.TurnAdmitted) else None
         try:
-            return await self._log.append(event, expected_seq=decision.expected_seq, key=key)
+            with telemetry.span(f"append {type_of(event)}", SpanKind.PRODUCER, headers):
+                carried = telemetry.carried() if headers else None
+                return await self._log.append(
+                    event, expected_seq=decision.expected_seq, key=key, headers=carried
+                )
         except Conflict:
             log.info("decision_came_late", event=type_of(event), about=about)
             return 0

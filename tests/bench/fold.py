@@ -77,17 +77,27 @@ async def from_server() -> float:
     return max(rates)
 
 
+def envelope(record: e.Recorded) -> dict[str, str]:
+    """Return headers as every real append has them, but for the fence."""
+    return {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "Nats-Msg-Id": f"turn.queued:0123456789abcdef0123:0123456789abcdef:{record.seq}",
+        "Nats-Expected-Stream": "LOG",
+        "Helix-Event": "turn.queued;v=1",
+    }
+
+
 async def fill(connection: object, records: list[e.Recorded]) -> None:
     """Store `records` without fences, many at a time; only for measuring."""
     nc = connection.nc  # type: ignore[attr-defined]
     for start in range(0, len(records), 1000):
         for record in records[start : start + 999]:
             assert record.event is not None
-            await nc.publish(record.subject, encode(record.event))
+            await nc.publish(record.subject, encode(record.event), headers=envelope(record))
         last = records[min(start + 999, len(records) - 1)]
         assert last.event is not None
         if start + 999 < len(records):
-            await nc.request(last.subject, encode(last.event), timeout=20)
+            await nc.request(last.subject, encode(last.event), timeout=20, headers=envelope(last))
     info = msgspec.json.decode((await nc.request("$JS.API.STREAM.INFO.LOG", b"")).data)
     assert info["state"]["messages"] == len(records), info["state"]
 

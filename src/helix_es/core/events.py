@@ -364,4 +364,4 @@ class Recorded(msgspec.Struct, frozen=True):
     event: AnyEvent | None
     """None: unreadable, or forged (it does not fit its subject); it still moves the fence of its subject."""
     headers: dict[str, str] = {}
-    """Only where the reader asked for them; a fold never needs them."""
+    """All of them in a history, only the trace's while following; a fold never needs them."""

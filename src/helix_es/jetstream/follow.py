@@ -23,6 +23,7 @@ EXPIRES_S = 30
 HEARTBEAT_S = 1.0  # the server says so often that it is there
 SILENCE_S = 3.0  # three of them missing: make the consumer anew
 RETRY_S = 0.2
+TRACE = b"\r\ntraceparent:"
 
 
 class _Reader:
@@ -56,7 +57,11 @@ class _Reader:
             log.warning("unreadable_message", seq=int(seq), subject=subject, error=str(error)[:200])
             event = None
         self.seq = int(seq)
-        self.records.append(Recorded(self.seq, int(stamp_ns) // 1_000_000, subject, event))
+        at_ms = int(stamp_ns) // 1_000_000
+        if TRACE in headers:
+            self.records.append(Recorded(self.seq, at_ms, subject, event, {"traceparent": _trace(headers)}))
+        else:
+            self.records.append(Recorded(self.seq, at_ms, subject, event))
         self.pending = int(pending)
         self.arrived.set()
 
@@ -68,6 +73,11 @@ class _Reader:
             self.outstanding -= int(headers.get("Nats-Pending-Messages", PULL))
             return
         self.broken = f"status {status}"
+
+
+def _trace(headers: bytes) -> str:
+    """Return the one header that a follower may pass on; parsing all of them would halve the speed."""
+    return headers.partition(TRACE)[2].partition(b"\r\n")[0].decode().strip()
 
 
 async def follow(
