@@ -108,9 +108,12 @@ def scheduler() -> Permissions:
         "gpu.*.assigned",
         "gpu.*.lost",
         "fleet.*.resized",
+        "fleet.policy.set",
         "beat.scheduler",
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "INFO") for stream in STREAMS),
+        "$JS.API.STREAM.PURGE.TASKS",  # tasks for a GPU that is gone
+        "$JS.API.STREAM.PURGE.OBJ_files",  # a snapshot takes the place of the one before
         "$JS.API.CONSUMER.CREATE.TASKS.>",
         "$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*",
         "$JS.API.CONSUMER.INFO.TASKS.*",

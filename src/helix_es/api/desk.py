@@ -302,7 +302,7 @@ class Desk:
                 gpu = e.GpuId(found.gpu) if found.gpu is not None else e.NO_GPU
                 event = e.TurnCancelled(session=found.session, turn=turn, attempt=open_turn.attempt, gpu=gpu)
             try:
-                await self._append(event, found.last_seq, "")
+                await self._replica.reached(await self._append(event, found.last_seq, ""), SEEN_S)
                 return
             except Conflict:
                 continue
@@ -315,7 +315,8 @@ class Desk:
             if found.phase == "closed":
                 return
             try:
-                await self._append(e.SessionClosed(session=found.session), found.last_seq, "")
+                closed = e.SessionClosed(session=found.session)
+                await self._replica.reached(await self._append(closed, found.last_seq, ""), SEEN_S)
                 return
             except Conflict:
                 continue
