@@ -20,6 +20,7 @@ GPU = {
     "purpose": "chat",
     "model": "smollm2",
     "slots": 4,
+    "slots_used": 1,
     "sessions": ["s1"],
     "memory_total_bytes": 16 * 2**30,
     "memory_used_bytes": 2**30,

@@ -13,6 +13,8 @@ from tests.e2e.shop import ENDS, Client, Shop, facts
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 CONFIG = """
+[models.smollm2]
+context_tokens = 1000
 [coefficients]
 "cpu/smollm2" = 2
 [sessions]
@@ -131,3 +133,16 @@ async def test_without_a_key_nobody_gets_in(full_shop: Shop) -> None:
         root = full_shop.url
         assert (await stranger.http.get(f"{root}/v1/models")).status_code == 401
         assert (await stranger.http.get(f"{root}/livez")).status_code == 200
+
+
+async def test_a_conversation_that_outgrows_the_context_is_told_so_and_stays_usable(ann: Client) -> None:
+    session = await ann.open("Tell me about rivers. " * 100, params={"max_tokens": 8})
+    sid = session["session_id"]
+    assert (await ann.answer(sid))["output"]
+    await ann.say(sid, "Tell me about lakes. " * 120, params={"max_tokens": 4})
+    turn = await ann.answer(sid, 2)
+    assert (turn["state"], turn["error"]["code"]) == ("failed", "prompt_too_long")
+    await ann.say(sid, "And now briefly?", params={"max_tokens": 4})
+    assert (await ann.answer(sid, 3))["state"] == "completed", (
+        "the failed turn is no part of the conversation"
+    )

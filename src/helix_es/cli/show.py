@@ -120,7 +120,7 @@ def gpu_table(rows: list[Row], *, now: datetime) -> Table:
             row["kind"],
             row["state"],
             row["model"] or "-",
-            f"{len(row['sessions'])}/{row['slots']}",
+            f"{row['slots_used']}/{row['slots']}",
             memory(row["memory_used_bytes"], row["memory_total_bytes"]),
             "-" if row["utilisation"] is None else f"{row['utilisation']:.0%}",
             age(row["heartbeat_at"], now, ago=True),

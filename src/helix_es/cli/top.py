@@ -94,7 +94,7 @@ def screen(url: str, picture: Picture, *, now: datetime, trouble: str = "") -> R
     gpus, queue = picture["gpus"], picture["queue"]
     first = [{**line, "sessions": line["sessions"][:PLACES]} for line in queue]
     ready = [gpu for gpu in gpus if gpu["state"] == "ready"]
-    slots, held = sum(gpu["slots"] for gpu in ready), sum(len(gpu["sessions"]) for gpu in ready)
+    slots, held = sum(gpu["slots"] for gpu in ready), sum(gpu["slots_used"] for gpu in ready)
     waiting = sum(line["waiting"] for line in queue)
     head = f"{len(ready)} of {len(gpus)} GPUs ready   {held}/{slots} slots held   {waiting} waiting"
     state = Text(printable(trouble), style="bold red") if trouble else Text(url, style="dim")
