@@ -12,7 +12,7 @@ import structlog
 from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, PromptTooLong
 from helix_es.core.events import Failure, Usage
-from helix_runners.engine.port import Finished, Message, Piece, Sampling, TextEngine
+from helix_runners.engine.port import Finished, Piece, Sampling, TextEngine
 from helix_runners.work import Job, Outcome, Say
 
 log = structlog.get_logger(__name__)
@@ -43,9 +43,8 @@ class TextWork:
         said: list[str] = []
         first_token_ms: int | None = None
         finished: Finished | None = None
-        messages = [Message(role=each.role, content=each.content) for each in job.messages]
         try:
-            async for item in self._running().generate(job.session, messages, sampling(job)):
+            async for item in self._running().generate(job.session, job.messages, sampling(job)):
                 if isinstance(item, Piece):
                     if first_token_ms is None:
                         first_token_ms = int((time.monotonic() - begun) * 1000)

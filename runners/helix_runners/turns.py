@@ -96,22 +96,34 @@ class Turns:
             gpu=self._gpu,
             incarnation=incarnation,
         )
-        key = f"started:{self._gpu}:{incarnation}:{event.session}:{task.log_seq}"
         with telemetry.span("turn.start", SpanKind.CONSUMER, task.headers):
-            try:
-                seq = await self._log.append(
-                    started, expected_seq=task.log_seq, key=key, headers=telemetry.carried()
-                )
-            except Conflict:
-                log.info("task_stale", session=event.session, turn=event.turn, attempt=event.attempt)
-                await task.ack()
-                return None
+            seq = await self._append_started(started, task.log_seq)
+        if seq is None:
+            log.info("task_stale", session=event.session, turn=event.turn, attempt=event.attempt)
+            await task.ack()
+            return None
         binding = bindings.get(event.session) or bindings.bind(event.session, seq)
         if isinstance(event, e.TurnContinued) and binding.fence != event.after_seq:
             binding.known = False
         binding.fence = seq
         await task.ack()
         return binding
+
+    async def _append_started(self, started: e.TurnStarted, fence: int) -> int | None:
+        """Return the sequence, or None if the task is not ours to do any more."""
+        while True:
+            key = f"started:{self._gpu}:{started.incarnation}:{started.session}:{fence}"
+            try:
+                return await self._log.append(
+                    started, expected_seq=fence, key=key, headers=telemetry.carried()
+                )
+            except Conflict:
+                since = await self._log.history(session_filter(started.session), after_seq=fence)
+                if not since or any(record.event is not None for record in since):
+                    return None
+                fence = since[
+                    -1
+                ].seq  # rubbish under the session's subjects changes nothing, but moves the fence
 
     async def perform(self, task: Task, binding: Binding) -> None:
         """Do the turn and append how it ended."""
@@ -190,9 +202,9 @@ class Turns:
         binding.cancelled = False
 
     async def _still_ours(self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding) -> bool:
-        """A fence failed: go on if only `cancelling` came in between, else the work is somebody else's now."""
+        """A fence failed: go on if only `cancelling` (or rubbish) came in between, else the work is another's now."""
         since = await self._log.history(session_filter(event.session), after_seq=binding.fence)
-        if not since or not all(isinstance(record.event, e.TurnCancelling) for record in since):
+        if not since or not all(isinstance(record.event, e.TurnCancelling | None) for record in since):
             return False
         binding.fence = since[-1].seq
         return True

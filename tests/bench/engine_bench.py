@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from helix_es.core.events import Message
 from helix_runners.engine.open import EngineSettings, open_engine
-from helix_runners.engine.port import Finished, Message, Piece, Sampling, TextEngine
+from helix_runners.engine.port import Finished, Piece, Sampling, TextEngine
 
 DECODE_TOKENS = 64
 SESSIONS = 8

@@ -218,6 +218,10 @@ class Shop:
             incarnation=runner.incarnation,
         )
         seq = self.append(started, fence)
+        if seq is None:
+            since = [r for r in self.log.records[fence:] if matches(r.subject, session_filter(event.session))]
+            if since and all(record.event is None for record in since):
+                seq = self.append(started, since[-1].seq)  # only rubbish came in between
         if seq is not None:
             runner.bound[event.session] = None
             runner.running[event.session] = (event.turn, event.attempt, seq)

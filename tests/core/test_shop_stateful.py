@@ -135,6 +135,20 @@ class ShopMachine(RuleBasedStateMachine):
         assert dump(self.shop.catch_up(self.shop.live)) == dump(whole)
 
     @invariant()
+    def both_folds_tell_the_same_story(self) -> None:
+        state = self.shop.catch_up(self.shop.live)
+        for sid in self.opened:
+            session, seat = self.shop.session(sid), state.seats.get(sid)
+            if seat is None:
+                assert session.gpu is None
+                assert session.phase in ("released", "closed")
+                continue
+            assert (seat.phase, seat.gpu, seat.turn) == (session.phase, session.gpu, len(session.turns))
+            assert seat.last_seq == session.last_seq
+            if session.open_turn is not None:
+                assert seat.attempt == session.open_turn.attempt
+
+    @invariant()
     def no_turn_ends_twice(self) -> None:
         ended = Counter(
             (r.event.session, r.event.turn)

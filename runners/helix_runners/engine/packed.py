@@ -16,8 +16,9 @@ import structlog
 import torch
 
 from helix_es.core.errors import EngineError, HelixError, PromptTooLong
+from helix_es.core.events import Message
 from helix_runners.engine.multiplexer import Multiplexer, Output, busy
-from helix_runners.engine.port import EngineStats, Finished, Message, Piece, Sampling
+from helix_runners.engine.port import EngineStats, Finished, Piece, Sampling
 from helix_runners.engine.prompt import ChatPrompt
 from helix_runners.engine.stream import Item, Stream
 from helix_runners.engine.turn import Turn

@@ -7,14 +7,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from helix_es.core.events import Message
+
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One utterance of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

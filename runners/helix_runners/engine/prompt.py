@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jinja2.exceptions import TemplateError
 
 from helix_es.core.errors import EngineError, Misconfigured
-from helix_runners.engine.port import Message
+from helix_es.core.events import Message
 
 
 class ChatTokenizer(Protocol):

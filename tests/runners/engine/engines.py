@@ -7,9 +7,10 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
+from helix_es.core.events import Message
 from helix_runners.engine.multiplexer import Limits, Multiplexer
 from helix_runners.engine.packed import PackedEngine, Parts
-from helix_runners.engine.port import Finished, Message, Sampling, TextEngine
+from helix_runners.engine.port import Finished, Sampling, TextEngine
 from helix_runners.engine.prompt import ChatPrompt
 from tests.runners.engine.models import CountingNetwork, GatedNetwork, byte_tokenizer, limits
 

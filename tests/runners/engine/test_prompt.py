@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helix_es.core.errors import EngineError, Misconfigured
-from helix_runners.engine.port import Message
+from helix_es.core.events import Message
 from helix_runners.engine.prompt import ChatPrompt, fold_roles
 from tests.runners.engine.models import STRICT, byte_tokenizer
 

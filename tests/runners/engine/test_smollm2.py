@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helix_es.cache import cache_dir
+from helix_es.core.events import Message
 from helix_runners.engine.builtin import smollm2_folder
 from helix_runners.engine.open import EngineSettings, open_engine
 from helix_runners.engine.packed import PackedEngine
-from helix_runners.engine.port import Finished, Message, Piece, Sampling
+from helix_runners.engine.port import Finished, Piece, Sampling
 
 QUESTIONS = [
     "What is the capital of France? Answer in one short sentence.",
