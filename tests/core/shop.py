@@ -237,7 +237,11 @@ class Shop:
             return True
         s = self.session(sid)
         last = s.turns[-1]
-        if s.phase == "running" and (last.turn, last.attempt, s.gpu) == (turn, attempt, runner.gpu):
+        if s.phase in ("running", "cancelling") and (last.turn, last.attempt, s.gpu) == (
+            turn,
+            attempt,
+            runner.gpu,
+        ):
             cancelled = e.TurnCancelled(session=s.session, turn=turn, attempt=attempt, gpu=runner.gpu)
             return self.append(cancelled, s.last_seq) is not None
         return False

@@ -199,3 +199,16 @@ def test_a_fold_ignores_what_cannot_happen_but_moves_the_fence() -> None:
     assert state.seats["s0"].last_seq == seq
     assert state.seats["s0"].phase == "queued"
     assert state.misfits == 1
+
+
+def test_a_turn_that_was_asked_to_stop_ends_with_its_gpu() -> None:
+    shop = shop_with(slots=1)
+    shop.open("s0")
+    settle(shop)
+    shop.cancel("s0")
+    shop.lose("box-0")
+    shop.schedule()
+    session = shop.session("s0")
+    assert (session.phase, session.turns[0].state, session.open_turn) == ("released", "cancelled", None)
+    assert planned(shop) == [], "it does not begin anew"
+    assert shop.say("s0")

@@ -146,7 +146,7 @@ class SessionStream:
         if isinstance(record.event, ENDS):
             self._chars = 0
         self._cursor = Cursor(record.seq, turn.attempt if turn else 0, self._chars)
-        yield Item(type_of(record.event), self._cursor, self._shown(turn))
+        yield Item(_name(record.event, before, turn), self._cursor, self._shown(turn))
 
     def _shown(self, turn: Turn | None) -> dict[str, Any]:
         view = session_view(self._session, self._replica.state)
@@ -208,6 +208,12 @@ class SessionStream:
             fresh = each.text[max(0, self._chars - each.offset) :]
             if fresh and each.offset <= self._chars:
                 yield self._delta(turn, fresh)
+
+
+def _name(event: e.AnyEvent, before: Session, turn: Turn | None) -> str:
+    """The fact's name; a release that ends a turn (its GPU died while it was asked to stop) is told as that end."""
+    ended = before.open_turn is not None and turn is not None and turn.ended_ms is not None
+    return "turn.cancelled" if ended and isinstance(event, e.SessionReleased) else type_of(event)
 
 
 def _close(told_s: float | None, wait_s: float | None) -> bool:

@@ -155,6 +155,8 @@ def _evolve(state: Session, event: e.AnyEvent, at_ms: int) -> Session:
             return _ended(state, event, at_ms)
         case e.SessionReleased():
             unbound = replace(state, gpu=None)
+            if state.phase == "released" and state.turns[-1].ended_ms is None:
+                return _turn(unbound, state="cancelled", ended_ms=at_ms, finish_reason="cancelled")
             if state.phase != "queued":
                 return unbound
             return _turn(unbound, state="queued", gpu=None, started_ms=None, admitted_ms=None)

@@ -9,7 +9,7 @@ from typing import Any
 from helix_es.core import events as e
 from helix_es.core.door import Door
 from helix_es.core.floor import Gpu, Seat, serves
-from helix_es.core.session import NEXT, OPEN, Phase
+from helix_es.core.session import NEXT, Phase
 
 
 class Occupancy:
@@ -193,10 +193,9 @@ class Occupancy:
         if seat is None or seat.gpu != event.gpu or NEXT[e.SessionReleased].get(seat.phase) is None:
             self._misfit(record, event)
             return
-        before = seat.phase
         self._step(record, event, None)
         self._unbind(seat, record.at_ms)
-        if before in OPEN:
+        if seat.phase == "queued":
             self.door.put_back(seat, seq=record.seq)
         else:
             del self.seats[seat.session]

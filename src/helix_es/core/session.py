@@ -13,6 +13,7 @@ Phase = Literal[
     "admitted",  # the turn is a task for any GPU; a slot is set aside
     "continued",  # the turn is a task for the GPU that holds the session
     "running",
+    "cancelling",  # running, and asked to stop: it must not begin anew on another GPU
     "idle",  # holds a slot, no turn is open
     "released",  # no slot, no turn is open
     "closed",
@@ -28,26 +29,45 @@ NEXT: dict[type[e.Event], dict[Phase, Phase]] = {
     e.TurnAdmitted: {"queued": "admitted"},
     e.TurnContinued: {"idle": "continued"},
     e.TurnStarted: {"admitted": "running", "continued": "running"},
-    e.TurnProgressed: {"running": "running"},
-    e.TurnCancelling: {"running": "running"},
-    e.TurnCompleted: {"running": "idle"},
+    e.TurnProgressed: {"running": "running", "cancelling": "cancelling"},
+    e.TurnCancelling: {"running": "cancelling"},
+    e.TurnCompleted: {"running": "idle", "cancelling": "idle"},
     # A runner may refuse a task before it starts it, and what has not started may be cancelled where it waits.
-    e.TurnFailed: {"running": "idle", "continued": "idle", "admitted": "released", "queued": "released"},
-    e.TurnCancelled: {"running": "idle", "continued": "idle", "admitted": "released", "queued": "released"},
-    # An open turn goes back to the door when its GPU is gone.
-    e.SessionReleased: {"idle": "released", "running": "queued", "continued": "queued", "closed": "closed"},
+    e.TurnFailed: {
+        "running": "idle",
+        "cancelling": "idle",
+        "continued": "idle",
+        "admitted": "released",
+        "queued": "released",
+    },
+    e.TurnCancelled: {
+        "running": "idle",
+        "cancelling": "idle",
+        "continued": "idle",
+        "admitted": "released",
+        "queued": "released",
+    },
+    # An open turn goes back to the door when its GPU is gone, unless somebody wanted it to stop: then that is its end.
+    e.SessionReleased: {
+        "idle": "released",
+        "running": "queued",
+        "cancelling": "released",
+        "continued": "queued",
+        "closed": "closed",
+    },
     e.SessionClosed: {
         "created": "closed",
         "queued": "closed",
         "admitted": "closed",
         "continued": "closed",
         "running": "closed",
+        "cancelling": "closed",
         "idle": "closed",
         "released": "closed",
     },
 }
 
-OPEN: frozenset[Phase] = frozenset({"queued", "admitted", "continued", "running"})
+OPEN: frozenset[Phase] = frozenset({"queued", "admitted", "continued", "running", "cancelling"})
 """Phases in which a turn is open."""
 
 SESSION_STATE: dict[Phase, SessionState] = {
@@ -57,6 +77,7 @@ SESSION_STATE: dict[Phase, SessionState] = {
     "admitted": "queued",
     "continued": "active",
     "running": "active",
+    "cancelling": "active",
     "idle": "idle",
     "released": "released",
     "closed": "closed",
