@@ -14,10 +14,14 @@ class Binding:
     """A session on this GPU."""
 
     session: str
+    seated_seq: int
+    """Sequence of the `started` that seated it."""
     fence: int
     """Sequence of the last fact about it that we know to be stored."""
     messages: list[Message] = field(default_factory=list)
     """The conversation up to `fence`."""
+    turn: int = 0
+    """The turn that is or was done last."""
     params: dict[str, Any] = field(default_factory=dict)
     """The session's parameters; a turn's own go before them."""
     known: bool = False
@@ -46,7 +50,7 @@ class Bindings:
 
     def bind(self, session: str, fence: int) -> Binding:
         """Seat a session whose `started` is in the log."""
-        binding = self._sessions[session] = Binding(session, fence)
+        binding = self._sessions[session] = Binding(session, seated_seq=fence, fence=fence)
         return binding
 
     def release(self, session: str) -> Binding | None:

@@ -21,7 +21,7 @@ from helix_es.jetstream.log import JetStreamLog
 from helix_es.jetstream.tasks import Task, TaskPuller
 from helix_runners.bindings import Binding, Bindings
 from helix_runners.devices import Device, facts
-from helix_runners.turns import Turns
+from helix_runners.turns import Turns, patiently
 from helix_runners.work import Work
 
 log = structlog.get_logger(__name__)
@@ -163,12 +163,15 @@ class Runner:
             case e.SessionReleased(session=session, incarnation=incarnation) if (
                 incarnation == self._incarnation
             ):
-                binding = self._bindings.release(session)
-                if binding is not None:
-                    await self._stop_turn(binding)
-            case e.TurnCancelling(session=session):
+                seated = self._bindings.get(session)
+                if seated is not None and seated.seated_seq < record.seq:  # else it was seated again since
+                    self._bindings.release(session)
+                    await self._stop_turn(seated)
+                if record.event.reason == "closed":
+                    await self._work.forget(session)
+            case e.TurnCancelling(session=session, turn=turn):
                 binding = self._bindings.get(session)
-                if binding is not None:
+                if binding is not None and binding.turn == turn:
                     await self._stop_turn(binding)
             case e.GpuAssigned(incarnation=incarnation) as assigned if incarnation == self._incarnation:
                 self._assignment.put_nowait(assigned)
@@ -242,7 +245,7 @@ class Runner:
         if self._stopping.is_set() or not self._ready.is_set():
             await task.nak()
             return
-        binding = await self._turns.start(task, self._bindings, self._incarnation)
+        binding = await patiently(lambda: self._turns.start(task, self._bindings, self._incarnation))
         if binding is None:
             return
         turn = asyncio.create_task(self._perform(task, binding))

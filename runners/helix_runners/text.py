@@ -73,6 +73,10 @@ class TextWork:
         """Stop at the next step."""
         await self._running().cancel(session)
 
+    async def forget(self, session: str) -> None:
+        """Drop the session's keys and values: nobody will come back for them."""
+        await self._running().forget(session)
+
     @property
     def broken(self) -> str | None:
         """Why the engine computes no more."""

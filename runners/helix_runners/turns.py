@@ -14,7 +14,7 @@ from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
 from helix_es.core.errors import Conflict, LogFull, Unavailable
-from helix_es.core.history import fold
+from helix_es.core.history import Session, fold
 from helix_es.core.subjects import session_filter
 from helix_es.jetstream.deltas import Delta, Deltas
 from helix_es.jetstream.tasks import Task
@@ -25,6 +25,7 @@ from helix_runners.work import Job, Outcome, Work
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 0.5
+STALE_S = 0.05
 DELTA_EVERY_S = 0.02  # at most fifty messages a second a turn; a reader sees no difference
 
 
@@ -71,7 +72,10 @@ class Speaker:
         )
         self._sent += len(self._held)
         self._held, self._sent_at = "", time.monotonic()
-        await self._deltas.publish(delta)
+        try:
+            await self._deltas.publish(delta)
+        except Unavailable as error:  # the end of the turn carries all of it
+            log.warning("delta_not_sent", error=str(error))
 
 
 class Turns:
@@ -105,7 +109,7 @@ class Turns:
         binding = bindings.get(event.session) or bindings.bind(event.session, seq)
         if isinstance(event, e.TurnContinued) and binding.fence != event.after_seq:
             binding.known = False
-        binding.fence = seq
+        binding.fence, binding.turn = seq, event.turn
         await task.ack()
         return binding
 
@@ -118,12 +122,19 @@ class Turns:
                     started, expected_seq=fence, key=key, headers=telemetry.carried()
                 )
             except Conflict:
-                since = await self._log.history(session_filter(started.session), after_seq=fence)
-                if not since or any(record.event is not None for record in since):
+                found = fold(started.session, await self._log.history(session_filter(started.session)))
+                if not self._waits_for_us(found, started):
                     return None
-                fence = since[
-                    -1
-                ].seq  # rubbish under the session's subjects changes nothing, but moves the fence
+                if found.last_seq == fence:  # a replica that has not yet what refused us
+                    await asyncio.sleep(STALE_S)
+                fence = found.last_seq  # what cannot happen there changes nothing, but moves the fence
+
+    def _waits_for_us(self, found: Session, started: e.TurnStarted) -> bool:
+        """Whether the attempt is still there to be started, by us."""
+        turn = found.open_turn
+        if turn is None or (turn.turn, turn.attempt) != (started.turn, started.attempt):
+            return False
+        return found.phase == "admitted" or (found.phase == "continued" and found.gpu == self._gpu)
 
     async def perform(self, task: Task, binding: Binding) -> None:
         """Do the turn and append how it ended."""
@@ -189,7 +200,8 @@ class Turns:
         while True:
             fence = binding.fence
             try:
-                binding.fence = await self._log.append(fact, expected_seq=fence, key=key, headers=headers)
+                seq = await self._log.append(fact, expected_seq=fence, key=key, headers=headers)
+                binding.fence = max(binding.fence, seq)
                 break
             except Conflict:
                 if not await self._still_ours(event, binding):
@@ -202,11 +214,16 @@ class Turns:
         binding.cancelled = False
 
     async def _still_ours(self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding) -> bool:
-        """A fence failed: go on if only `cancelling` (or rubbish) came in between, else the work is another's now."""
-        since = await self._log.history(session_filter(event.session), after_seq=binding.fence)
-        if not since or not all(isinstance(record.event, e.TurnCancelling | None) for record in since):
+        """A fence failed: go on if the turn still runs here, whatever came in between, else it is another's now."""
+        found = fold(event.session, await self._log.history(session_filter(event.session)))
+        turn = found.open_turn
+        if turn is None or (turn.turn, turn.attempt) != (event.turn, event.attempt):
             return False
-        binding.fence = since[-1].seq
+        if found.phase not in ("running", "cancelling") or found.gpu != self._gpu:
+            return False
+        if found.last_seq <= binding.fence:  # a replica that has not yet what refused us
+            await asyncio.sleep(STALE_S)
+        binding.fence = max(binding.fence, found.last_seq)
         return True
 
     def _fact(

@@ -48,6 +48,9 @@ class Work(Protocol):
     async def cancel(self, session: str) -> None:
         """Stop the session's turn as soon as possible; its `perform` returns."""
 
+    async def forget(self, session: str) -> None:
+        """Drop what is kept of a session that is over; harmless if there is nothing."""
+
     @property
     def broken(self) -> str | None:
         """Why no turn can be done any more, or None: the runner then leaves, and its sessions go elsewhere."""

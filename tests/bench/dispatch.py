@@ -66,6 +66,9 @@ class Nothing:
     async def cancel(self, session: str) -> None:
         pass
 
+    async def forget(self, session: str) -> None:
+        pass
+
     @property
     def broken(self) -> str | None:
         return None

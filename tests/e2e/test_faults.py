@@ -120,6 +120,23 @@ async def test_a_paused_runner_becomes_a_zombie_whose_late_answer_is_refused(pai
         assert lives[-1].incarnation != started[0].incarnation
 
 
+async def test_a_cancel_holds_even_if_the_gpu_dies_before_it_stops(pair: Shop) -> None:
+    async with Client(pair.url) as client:
+        sid = (await client.open(STORY, params={"max_tokens": 300}))["session_id"]
+        watch = Watch(client, sid)
+        await watch.speaking()
+        killed = await runner_of(pair, client, sid)
+        pair.kill(killed, signal.SIGSTOP)
+        assert (await client.http.post(f"/sessions/{sid}/turns/1/cancel")).status_code == 202
+        pair.kill(killed)
+        end = await watch.ended()
+        assert end.name == "turn.cancelled"
+        assert (await client.session(sid))["turns"][0]["attempt"] == 1
+        await client.say(sid, "Say hi.", params={"max_tokens": 3})
+        assert (await client.answer(sid, 2))["state"] == "completed"
+    await all_ready(pair)
+
+
 async def test_a_killed_api_is_back_and_its_streams_go_on(pair: Shop) -> None:
     async with Client(pair.url) as client:
         sid = (await client.open(STORY, params={"max_tokens": 60}))["session_id"]

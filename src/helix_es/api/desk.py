@@ -87,38 +87,42 @@ class Desk:
             request=request,
         )
         try:
-            return await self._append_both(created, queued, request)
+            return await self._append_both(created, queued, request, fresh=key is None)
         except Conflict:
             found = await self.read(session, owner)
         if found.request != request:
             raise Rejected("idempotency_key_reused", "this Idempotency-Key was used for another request")
-        if not found.turns:  # whoever began died before the turn was stored
+        if found.phase == "created":  # whoever began died before the turn was stored
             await self._append(queued, found.last_seq, request)
             found = await self.read(session, owner)
         return found
 
-    async def _append_both(self, created: e.SessionCreated, queued: e.TurnQueued, request: str) -> Session:
+    async def _append_both(
+        self, created: e.SessionCreated, queued: e.TurnQueued, request: str, *, fresh: bool
+    ) -> Session:
         """Append the two first facts of a session and return it as they make it."""
         seen: asyncio.Queue[e.Recorded] = asyncio.Queue()
         with self._replica.subscription(created.session, seen.put_nowait):
-            last_seq = await self._append_in_step(created, queued, request)
-            state = Session(session=created.session)
-            try:
-                async with asyncio.timeout(SEEN_S):
-                    while state.last_seq < last_seq:
-                        state = evolve(state, await seen.get())
-            except TimeoutError:  # they were stored before (a repeated request), so they do not come again
-                return await self.read(created.session)
+            last_seq = await self._append_in_step(created, queued, request, fresh=fresh)
+            await self._replica.reached(last_seq, SEEN_S)
+        state = Session(session=created.session)
+        while not seen.empty() and state.last_seq < last_seq:
+            state = evolve(state, seen.get_nowait())
+        if not state.turns:  # they were stored before (a repeated request), so they did not come again
+            return await self.read(created.session)
         return state
 
-    async def _append_in_step(self, created: e.SessionCreated, queued: e.TurnQueued, request: str) -> int:
+    async def _append_in_step(
+        self, created: e.SessionCreated, queued: e.TurnQueued, request: str, *, fresh: bool
+    ) -> int:
         """Append both and return the sequence of the second, which is fenced by that of the first.
 
         While the log is quiet the first one's sequence can be foreseen, so the second is sent without waiting for
         it: that saves a third of the way to the GPU. A wrong guess is refused by the fence, as any other writer
-        would be, and the second is sent again behind the right sequence.
+        would be, and the second is sent again behind the right sequence. Only for a `fresh` name: a session that a
+        repeated request made before has other facts, and one of them could stand where we guess.
         """
-        guess = self._replica.next_seq()
+        guess = self._replica.next_seq() if fresh else None
         first = asyncio.create_task(self._append(created, 0, request))
         second = None if guess is None else asyncio.create_task(self._append(queued, guess, request))
         try:
@@ -168,14 +172,17 @@ class Desk:
         """Append the next turn and return it: to its GPU at once if it holds one, else to the queue."""
         check_prompt(body.prompt, self._settings)
         params = checked_params(body.params, self._settings)
-        request = digest("turn", key) if key else self._new_id()
+        named = digest("turn", key) if key else ""
+        request = named + digest(body.prompt, str(sorted(params.items()))) if key else self._new_id()
         if not key:
             quick = await self._continue_quickly(session, body, owner, params, request, history)
             if quick is not None:
                 return quick
         for _ in range(ATTEMPTS):
             found = await self.read(session, owner)
-            done = next((turn for turn in found.turns if key and turn.request == request), None)
+            done = next((turn for turn in found.turns if key and turn.request.startswith(named)), None)
+            if done is not None and done.request != request:
+                raise Rejected("idempotency_key_reused", "this Idempotency-Key was used for another turn")
             if done is not None:
                 return done
             self._refuse_unless_open_for_more(found)
@@ -219,14 +226,12 @@ class Desk:
         with self._replica.subscription(session, seen.put_nowait):
             try:
                 seq = await self._append(event, event.after_seq, request)
-                async with asyncio.timeout(SEEN_S):
-                    record = await seen.get()
-                    while record.seq < seq:
-                        record = await seen.get()
             except Conflict:
                 return None
-            except TimeoutError:
-                return (await self.read(session, owner)).turns[event.turn - 1]
+            await self._replica.reached(seq, SEEN_S)
+        record = next((each for each in _drained(seen) if each.seq == seq), None)
+        if record is None:
+            return (await self.read(session, owner)).turns[event.turn - 1]
         return Turn(
             turn=event.turn,
             state="admitted",
@@ -321,3 +326,8 @@ class Desk:
             except Conflict:
                 continue
         raise Conflict(f"session {session} is being written by others all the time; try again")
+
+
+def _drained(queue: asyncio.Queue[e.Recorded]) -> list[e.Recorded]:
+    """Return what `queue` holds now."""
+    return [queue.get_nowait() for _ in range(queue.qsize())]

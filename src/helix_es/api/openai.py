@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import msgspec
@@ -22,6 +23,8 @@ from helix_es.core.events import Message
 from helix_es.core.history import Session, Turn
 
 MOST_GENERATIONS = 50
+KEY_CHARS = 512
+HEADER_SAFE = "".join(map(chr, range(33, 127)))  # what can stand in a header as it is
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -54,10 +57,12 @@ class OpenAI(Controller):
     @post("/chat/completions", status_code=200, summary="A chat completion", response_model=None)
     async def chat(self, data: t.ChatRequest, services: Services, request: Web) -> Response[Any] | Stream:
         owner = owner_of(request, services.settings.auth)
-        key = request.headers.get("x-session-id") or data.user
+        key = request.headers.get("x-session-id") or data.user or None
+        if key is not None and len(key) > KEY_CHARS:
+            raise Rejected("invalid_request", f"x-session-id and user: at most {KEY_CHARS} characters")
         chat = Chat(services, owner, data, key)
         turn = await chat.begin()
-        headers = {"x-session-id": key or chat.session}
+        headers = {"x-session-id": quote(key, safe=HEADER_SAFE) if key else chat.session}
         if data.stream:
             return Stream(
                 _guarded(chat.stream(turn), chat, turn),
@@ -77,6 +82,7 @@ class Chat:
         self._key = key
         self.session = ""
         self.finished = False
+        self.left = False
 
     async def begin(self) -> int:
         """Append the turn and return its number."""
@@ -166,8 +172,8 @@ class Chat:
         options = self._data.stream_options
         if options is not None and options.include_usage:
             yield self._chunk(turn, created, None, usage=_usage(ended))
+        await self.leave()  # before the last word: clients hang up at it
         yield b"data: [DONE]\n\n"
-        await self.leave()
 
     def _chunk(
         self,
@@ -206,12 +212,14 @@ class Chat:
 
     async def leave(self) -> None:
         """A session that nobody can name again is closed, so that its slot is free at once."""
+        self.left = True
         if self._key is None:
             await self._services.desk.close(self.session, self._owner)
 
     async def abandon(self, turn: int) -> None:
         """The client went away in the middle: stop computing for it."""
-        await self._services.desk.cancel(self.session, turn, self._owner)
+        if not self.finished:
+            await self._services.desk.cancel(self.session, turn, self._owner)
         await self.leave()
 
 
@@ -223,7 +231,7 @@ async def _guarded(chunks: AsyncIterator[bytes], chat: Chat, turn: int) -> Async
     except HelixError as error:
         yield b"data: " + msgspec.json.encode(error_body(error)[1]) + b"\n\n"
     finally:
-        if not chat.finished:
+        if not chat.left:
             with anyio.CancelScope(shield=True):  # the response is being cancelled; this must still be said
                 await chat.abandon(turn)
 

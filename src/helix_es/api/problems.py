@@ -70,6 +70,8 @@ def classify(error: Exception) -> tuple[str, int, str]:
             return ("invalid_json" if _not_json(error) else "invalid_request"), 400, error.detail
         code = _BY_STATUS.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal")
         return code, error.status_code, error.detail or PROBLEMS[code][1]
+    if isinstance(error, UnicodeDecodeError | RecursionError):  # the decoder lets these through
+        return "invalid_json", 400, "the body is not UTF-8, or nested too deeply"
     log.error("unexpected_error", error=f"{type(error).__name__}: {error}", exc_info=error)
     return "internal", 500, "an error that nobody expected; it stands in the server's log"
 

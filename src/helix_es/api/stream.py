@@ -80,10 +80,15 @@ class SessionStream:
         """Yield what happens; None is a sign of life. Ends with the session, or with `only_turn`."""
         with self._replica.subscription(self._name, self._inbox.put_nowait):
             async with self._deltas.listen(self._name, self._inbox.put_nowait):
-                for record in await self._log.history(session_filter(self._name)):
+                records = await self._log.history(session_filter(self._name))
+                if records and self._resumed.seq > records[-1].seq:
+                    self._resumed = Cursor()  # of another session or another log: begin at the beginning
+                for record in records:
                     async for item in self._fact(record, only_turn):
                         yield item
-                async for item in self._remembered():
+                    if self._over(only_turn):
+                        return
+                async for item in self._remembered(only_turn):
                     yield item
                 while not self._over(only_turn):
                     async for happened in self._next(only_turn):
@@ -111,6 +116,8 @@ class SessionStream:
             return
         self._silent_s = 0.0
         if isinstance(got, Delta):
+            if only_turn not in (None, got.turn):
+                return
             async for item in self._piece(got):
                 yield item
             return
@@ -139,7 +146,7 @@ class SessionStream:
             if turn is not None and turn.state == "running" and turn.attempt == self._resumed.attempt:
                 self._chars = self._resumed.chars
             return
-        if only_turn is not None and (turn is None or turn.turn < only_turn):
+        if only_turn is not None and (turn is None or turn.turn != only_turn):
             return
         if turn is not None and isinstance(record.event, ENDS) and len(turn.output) > self._chars:
             yield self._delta(turn, turn.output[self._chars :])
@@ -181,10 +188,10 @@ class SessionStream:
         data = {"turn": turn.turn, "attempt": turn.attempt, "offset": offset, "text": text}
         return Item("delta", self._cursor, data)
 
-    async def _remembered(self) -> AsyncIterator[Item]:
+    async def _remembered(self, only_turn: int | None) -> AsyncIterator[Item]:
         """What the running attempt said before we listened."""
         turn = self._session.open_turn
-        if turn is None or turn.state != "running":
+        if turn is None or turn.state != "running" or only_turn not in (None, turn.turn):
             return
         for piece in await self._deltas.read(self._name, turn.turn, turn.attempt):
             async for item in self._piece(piece):
