@@ -212,3 +212,22 @@ def test_a_turn_that_was_asked_to_stop_ends_with_its_gpu() -> None:
     assert (session.phase, session.turns[0].state, session.open_turn) == ("released", "cancelled", None)
     assert planned(shop) == [], "it does not begin anew"
     assert shop.say("s0")
+
+
+def test_a_turn_admitted_to_a_slot_that_was_lost_gets_the_next_one_that_is_idle() -> None:
+    shop = shop_with(slots=2)
+    for n in range(2):
+        shop.open(f"s{n}")
+    shop.schedule()  # both are admitted, none has started
+    shop.lose("box-0")
+    del shop.runners["box-0"]
+    shop.join("box-1", 1)
+    settle(shop)
+    (first,) = shop.runners["box-1"].running
+    shop.finish(shop.runners["box-1"], first)
+    shop.now_ms += 1001
+    shop.catch_up(shop.live).tick(shop.now_ms)
+    (event,) = planned(shop, shop.now_ms)
+    assert isinstance(event, e.SessionReleased)
+    settle(shop)
+    assert list(shop.runners["box-1"].running) == ["s1"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from helix_es.core import events as e
-from helix_es.core.floor import Gpu, Seat
+from helix_es.core.floor import Capacity, Gpu, Seat
 from helix_es.core.occupancy import Occupancy
 
 MOST = (
@@ -28,7 +28,7 @@ def decide(state: Occupancy, now_ms: int) -> list[Decision]:
     """
     plan = _releases(state, now_ms)
     plan += _assignments(state, now_ms)
-    for workload in sorted(state.door.waiting):
+    for workload in sorted(_wanting(state)):
         room = MOST - len(plan)
         if room <= 0:
             break
@@ -36,6 +36,17 @@ def decide(state: Occupancy, now_ms: int) -> list[Decision]:
         plan += admitted
         plan += _evictions(state, workload, now_ms, len(admitted), MOST - len(plan))
     return plan[:MOST]
+
+
+def _wanting(state: Occupancy) -> list[e.Workload]:
+    """Workloads with somebody at the door, or admitted to a slot that was lost before the turn could start."""
+    door = state.door
+    return [each for each, slots in door.capacities.items() if each in door.waiting or _overdue(slots)]
+
+
+def _overdue(slots: Capacity) -> int:
+    """Turns that were admitted and have no slot left to start on."""
+    return min(slots.admitted, max(0, -slots.free))
 
 
 def coefficient(policy: e.Policy, gpu: Gpu, model: str) -> int:
@@ -123,7 +134,8 @@ def _evictions(
 ) -> list[Decision]:
     """Whoever was silent longest gives way, one for each that still waits and has no slot coming."""
     idle = state.idle.get(workload)
-    wanted = min(len(state.door.queue(workload)) - admitted - _coming(state, workload), room)
+    demand = len(state.door.queue(workload)) - admitted + _overdue(state.door.capacity(workload))
+    wanted = min(demand - _coming(state, workload), room)
     if not idle or wanted <= 0:
         return []
     plan: list[Decision] = []
