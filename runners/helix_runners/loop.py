@@ -184,9 +184,8 @@ class Runner:
                 pass
 
     async def _stop_turn(self, binding: Binding) -> None:
-        if binding.busy.locked():
-            binding.cancelled = True
-            await self._work.cancel(binding.session)
+        binding.cancelled = True  # also for a turn that is about to begin
+        await self._work.cancel(binding.session)
 
     # -- work
 

@@ -109,7 +109,7 @@ class Turns:
         binding = bindings.get(event.session) or bindings.bind(event.session, seq)
         if isinstance(event, e.TurnContinued) and binding.fence != event.after_seq:
             binding.known = False
-        binding.fence, binding.turn = seq, event.turn
+        binding.fence, binding.turn, binding.cancelled = seq, event.turn, False
         await task.ack()
         return binding
 
@@ -211,7 +211,6 @@ class Turns:
             binding.messages.append(e.Message(role="assistant", content=outcome.output))
         else:
             binding.messages.pop()  # an unanswered prompt is not part of the conversation
-        binding.cancelled = False
 
     async def _still_ours(self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding) -> bool:
         """A fence failed: go on if the turn still runs here, whatever came in between, else it is another's now."""
