@@ -172,9 +172,8 @@ class Turns:
     async def _do(self, job: Job, speaker: Speaker) -> Outcome:
         try:
             return await self._work.perform(job, speaker.say)
-        except (
-            Exception
-        ) as error:  # whatever it is, the turn must end in the log, or its session hangs for ever
+        except Exception as error:
+            # Whatever it is, the turn must end in the log, or its session hangs for ever.
             log.exception("work_failed", session=job.session, turn=job.turn)
             message = f"the runner failed: {type(error).__name__}; see its log"
             return Outcome(error=e.Failure(code="runner_error", message=message))

@@ -321,21 +321,6 @@ AnyEvent = (
     | SchedulerBeat
 )
 
-SessionEvent = (
-    SessionCreated
-    | TurnQueued
-    | TurnAdmitted
-    | TurnContinued
-    | TurnStarted
-    | TurnProgressed
-    | TurnCancelling
-    | TurnCompleted
-    | TurnFailed
-    | TurnCancelled
-    | SessionReleased
-    | SessionClosed
-)
-
 NO_GPU = GpuId("none")  # the token in place of a GPU where none had the turn yet
 
 
