@@ -17,7 +17,9 @@ class Liveness:
         self._most_gap_ms = most_gap_ms
         self._lived_ms = 0
         self._beat_ms: int | None = None
-        self._heard: OrderedDict[str, tuple[str, int]] = OrderedDict()  # least recently heard first
+        # how long it may be silent -> who has that leave, least recently heard first: only the overdue are looked at
+        self._heard: dict[int, OrderedDict[str, tuple[str, int]]] = {}
+        self._leave_ms: dict[str, int] = {}
 
     def beat(self, at_ms: int) -> None:
         """Our own beat was stored at `at_ms`."""
@@ -25,21 +27,33 @@ class Liveness:
             self._lived_ms += max(0, min(at_ms - self._beat_ms, self._most_gap_ms))
         self._beat_ms = at_ms
 
-    def heard(self, gpu: str, incarnation: str) -> None:
-        """A sign of life of `gpu` was stored."""
-        self._heard[gpu] = (incarnation, self._lived_ms)
-        self._heard.move_to_end(gpu)
+    def heard(self, gpu: str, incarnation: str, silence_ms: int = 0) -> None:
+        """A sign of life of `gpu` was stored; it may be silent for `silence_ms`, 0: as long as any other."""
+        leave_ms = silence_ms or self._lost_after_ms
+        if self._leave_ms.get(gpu, leave_ms) != leave_ms:
+            self.forget(gpu)
+        self._leave_ms[gpu] = leave_ms
+        group = self._heard.setdefault(leave_ms, OrderedDict())
+        group[gpu] = (incarnation, self._lived_ms)
+        group.move_to_end(gpu)
 
     def forget(self, gpu: str) -> None:
         """`gpu` is gone."""
-        self._heard.pop(gpu, None)
+        leave_ms = self._leave_ms.pop(gpu, None)
+        if leave_ms is None:
+            return
+        group = self._heard[leave_ms]
+        del group[gpu]
+        if not group:
+            del self._heard[leave_ms]
 
     def silent(self) -> list[tuple[str, str, int]]:
         """Return (GPU, incarnation, silence in ms) of each that was silent too long, the longest first."""
         found = []
-        for gpu, (incarnation, heard_ms) in self._heard.items():
-            silence_ms = self._lived_ms - heard_ms
-            if silence_ms < self._lost_after_ms:
-                break
-            found.append((gpu, incarnation, silence_ms))
-        return found
+        for leave_ms, group in self._heard.items():
+            for gpu, (incarnation, heard_ms) in group.items():
+                silence_ms = self._lived_ms - heard_ms
+                if silence_ms < leave_ms:
+                    break
+                found.append((gpu, incarnation, silence_ms))
+        return sorted(found, key=lambda each: (-each[2], each[0]))

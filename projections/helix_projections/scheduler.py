@@ -55,7 +55,7 @@ class Scheduler:
                 group.create_task(self.replica.run())
                 await self.replica.caught_up.wait()
                 for gpu in self.replica.state.gpus.values():  # three heartbeats of grace for whoever we find
-                    self.liveness.heard(gpu.gpu, gpu.incarnation)
+                    self.liveness.heard(gpu.gpu, gpu.incarnation, gpu.silence_ms)
                 group.create_task(self._follow_beats())
                 group.create_task(self._beat())
                 group.create_task(self._decide())
@@ -65,8 +65,8 @@ class Scheduler:
 
     def _hear(self, record: e.Recorded) -> None:
         match record.event:
-            case e.GpuJoined(gpu=gpu, incarnation=incarnation):
-                self.liveness.heard(gpu, incarnation)
+            case e.GpuJoined(gpu=gpu, incarnation=incarnation, silence_ms=silence_ms):
+                self.liveness.heard(gpu, incarnation, silence_ms)
             case e.GpuLeft(gpu=gpu) | e.GpuLost(gpu=gpu):
                 self.liveness.forget(gpu)
                 self._gone.append(gpu)
@@ -103,7 +103,7 @@ class Scheduler:
             case e.GpuHeartbeat(gpu=gpu, incarnation=incarnation):
                 there = self.replica.state.gpus.get(gpu)
                 if there is not None and there.incarnation == incarnation:
-                    self.liveness.heard(gpu, incarnation)
+                    self.liveness.heard(gpu, incarnation, there.silence_ms)
             case e.SchedulerBeat(scheduler=scheduler, active=active):
                 was = self.leadership.active
                 if self.leadership.beat(scheduler, active=active, at_ms=record.at_ms) != was:

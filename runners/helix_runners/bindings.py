@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
-from helix_es.core.events import Message
+from helix_es.core.history import Session
 
 
 @dataclass
@@ -18,14 +17,10 @@ class Binding:
     """Sequence of the `started` that seated it."""
     fence: int
     """Sequence of the last fact about it that we know to be stored."""
-    messages: list[Message] = field(default_factory=list)
-    """The conversation up to `fence`."""
+    state: Session | None = None
+    """The session as the facts make it that we know, complete; None: the log must be read."""
     turn: int = 0
     """The turn that is or was done last."""
-    params: dict[str, Any] = field(default_factory=dict)
-    """The session's parameters; a turn's own go before them."""
-    known: bool = False
-    """Whether `messages` is complete."""
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while one of its turns is being done."""
     cancelled: bool = False

@@ -13,7 +13,7 @@ from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, PromptTooLong
 from helix_es.core.events import Failure, Usage
 from helix_runners.engine.port import Finished, Piece, Sampling, TextEngine
-from helix_runners.work import Job, Outcome, Say
+from helix_runners.work import Job, Outcome, Output
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class TextWork:
             await self._engine.close()
         self._engine = await asyncio.to_thread(self._open, model)
 
-    async def perform(self, job: Job, say: Say) -> Outcome:
+    async def perform(self, job: Job, output: Output) -> Outcome:
         """Generate the answer."""
         begun = time.monotonic()
         said: list[str] = []
@@ -50,7 +50,7 @@ class TextWork:
                         first_token_ms = int((time.monotonic() - begun) * 1000)
                     if item.text:
                         said.append(item.text)
-                        await say(item.text)
+                        await output.say(item.text)
                 else:
                     finished = item
         except (PromptTooLong, EngineError) as error:
@@ -112,7 +112,7 @@ class TextWork:
 def sampling(job: Job) -> Sampling:
     """Return how to sample a turn. Without a seed it is derived, so that a second attempt says the same."""
     params = job.params
-    derived = zlib.crc32(f"{job.session}:{job.turn}".encode())
+    derived = zlib.crc32(f"{job.session}:{job.turn.turn}".encode())
     return Sampling(
         max_tokens=int(params.get("max_tokens", 512)),
         temperature=float(params.get("temperature", 0.0)),

@@ -13,22 +13,23 @@ from opentelemetry.trace import SpanKind
 from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
-from helix_es.core.errors import Conflict, LogFull, Unavailable
-from helix_es.core.history import Session, fold
-from helix_es.core.subjects import session_filter
-from helix_es.jetstream.deltas import Delta, Deltas
-from helix_es.jetstream.tasks import Task
+from helix_es.core.errors import Conflict, LogFull, NotOurs, Unavailable
+from helix_es.core.history import Session, evolve, fold
+from helix_es.core.subjects import session_filter, subject_of
+from helix_es.jetstream.deltas import Deltas
+from helix_es.jetstream.tasks import Task, TaskEvent
 from helix_es.log import Log
 from helix_runners.bindings import Binding, Bindings
+from helix_runners.output import Speaker
 from helix_runners.work import Job, Outcome, Work
 
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 0.5
 STALE_S = 0.05
-DELTA_EVERY_S = 0.02  # at most fifty messages a second a turn; a reader sees no difference
+OPERATIONS = {"text": "chat", "image": "generate_image"}
 
-
+TurnFact = e.TurnProgressed | e.TurnCompleted | e.TurnFailed | e.TurnCancelled
 Result = TypeVar("Result")
 
 
@@ -40,42 +41,6 @@ async def patiently(attempt: Callable[[], Awaitable[Result]]) -> Result:
         except (Unavailable, LogFull) as error:
             log.warning("log_not_reached", code=error.code, error=str(error))
             await asyncio.sleep(PATIENCE_S)
-
-
-class Speaker:
-    """Publishes the pieces of one attempt, several at once when they come fast."""
-
-    def __init__(self, deltas: Deltas, event: e.TurnAdmitted | e.TurnContinued) -> None:
-        self._deltas = deltas
-        self._event = event
-        self._held = ""
-        self._sent = 0
-        self._sent_at = 0.0
-
-    async def say(self, text: str) -> None:
-        """Publish `text`, now or together with what follows it closely."""
-        self._held += text
-        if time.monotonic() - self._sent_at >= DELTA_EVERY_S:
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Publish what is held back."""
-        if not self._held:
-            return
-        event = self._event
-        delta = Delta(
-            session=event.session,
-            turn=event.turn,
-            attempt=event.attempt,
-            offset=self._sent,
-            text=self._held,
-        )
-        self._sent += len(self._held)
-        self._held, self._sent_at = "", time.monotonic()
-        try:
-            await self._deltas.publish(delta)
-        except Unavailable as error:  # the end of the turn carries all of it
-            log.warning("delta_not_sent", error=str(error))
 
 
 class Turns:
@@ -107,8 +72,12 @@ class Turns:
             await task.ack()
             return None
         binding = bindings.get(event.session) or bindings.bind(event.session, seq)
-        if isinstance(event, e.TurnContinued) and binding.fence != event.after_seq:
-            binding.known = False
+        known = binding.state
+        if known is not None:
+            upto = event.after_seq if isinstance(event, e.TurnContinued) else None
+            binding.state = (
+                _after(known, [(task.log_seq, event), (seq, started)]) if known.last_seq == upto else None
+            )
         binding.fence, binding.turn, binding.cancelled = seq, event.turn, False
         await task.ack()
         return binding
@@ -140,7 +109,7 @@ class Turns:
         """Do the turn and append how it ended."""
         event = task.event
         attributes: dict[str, str | int | float | bool] = {
-            "gen_ai.operation.name": "chat",
+            "gen_ai.operation.name": OPERATIONS.get(event.type, "chat"),
             "gen_ai.conversation.id": event.session,
             "gen_ai.request.model": event.model,
             "helix.turn": event.turn,
@@ -149,19 +118,13 @@ class Turns:
         }
         with telemetry.span("turn.perform", SpanKind.CONSUMER, task.headers, attributes) as span:
             begun = time.monotonic()
-            params = await patiently(lambda: self._remember(task, binding))
-            speaker = Speaker(self._deltas, event)
-            job = Job(
-                session=event.session,
-                turn=event.turn,
-                attempt=event.attempt,
-                messages=binding.messages,
-                params=params,
-            )
-            if binding.cancelled:
-                outcome = Outcome(cancelled=True)
-            else:
-                outcome = await self._do(job, speaker)
+            job = await patiently(lambda: self._remember(task, binding))
+            speaker = Speaker(self._deltas, event, self._gpu, lambda fact: self._note(fact, event, binding))
+            try:
+                outcome = Outcome(cancelled=True) if binding.cancelled else await self._do(job, speaker)
+            except NotOurs:
+                log.info("turn_not_ours_any_more", session=event.session, turn=event.turn)
+                return
             await speaker.flush()
             span.set_attribute("gen_ai.usage.input_tokens", outcome.usage.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", outcome.usage.completion_tokens)
@@ -171,47 +134,61 @@ class Turns:
 
     async def _do(self, job: Job, speaker: Speaker) -> Outcome:
         try:
-            return await self._work.perform(job, speaker.say)
+            return await self._work.perform(job, speaker)
+        except NotOurs:
+            raise
         except Exception as error:
             # Whatever it is, the turn must end in the log, or its session hangs for ever.
-            log.exception("work_failed", session=job.session, turn=job.turn)
+            log.exception("work_failed", session=job.session, turn=job.turn.turn)
             message = f"the runner failed: {type(error).__name__}; see its log"
             return Outcome(error=e.Failure(code="runner_error", message=message))
 
-    async def _remember(self, task: Task, binding: Binding) -> dict[str, Any]:
-        """Bring the conversation up to this turn's prompt, from memory or from the log; return its parameters."""
+    async def _remember(self, task: Task, binding: Binding) -> Job:
+        """Bring the session up to this turn's prompt, from memory or from the log."""
         event = task.event
-        if binding.known and isinstance(event, e.TurnContinued) and event.history is None:
-            binding.messages.append(e.Message(role="user", content=event.prompt))
-            return {**binding.params, **event.params}
-        session = fold(event.session, await self._log.history(session_filter(event.session)))
-        binding.messages = session.messages(event.turn)
-        binding.known = True
-        binding.params = session.params
-        return {**session.params, **session.turns[event.turn - 1].params}
+        if binding.state is None:
+            binding.state = fold(event.session, await self._log.history(session_filter(event.session)))
+        state = binding.state
+        return Job(state=state, params={**state.params, **state.turns[event.turn - 1].params})
 
-    async def _end(
-        self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding, outcome: Outcome, total_ms: int
-    ) -> None:
+    async def _end(self, event: TaskEvent, binding: Binding, outcome: Outcome, total_ms: int) -> None:
         fact = self._fact(event, outcome, total_ms)
         key = f"{type_of(fact)}:{self._gpu}:{event.session}:{event.turn}:{event.attempt}"
+        seq = await self._append(fact, key, event, binding)
+        if seq is None:
+            log.info("turn_not_ours_any_more", session=event.session, turn=event.turn)
+        elif binding.state is not None:
+            binding.state = _after(binding.state, [(seq, fact)])
+
+    async def _note(self, fact: e.TurnProgressed, event: TaskEvent, binding: Binding) -> None:
+        """Append a step; one without a checkpoint may be lost while the log does not answer."""
+        kept = len(fact.checkpoint)
+        key = f"{type_of(fact)}:{self._gpu}:{fact.session}:{fact.turn}:{fact.attempt}:{fact.step}:{kept}"
+        try:
+            if fact.checkpoint:
+                seq = await patiently(lambda: self._append(fact, key, event, binding))
+            else:
+                seq = await self._append(fact, key, event, binding)
+        except (Unavailable, LogFull) as error:
+            log.warning("step_not_noted", code=error.code, error=str(error))
+            return
+        if seq is None:
+            raise NotOurs(f"turn {fact.turn} of {fact.session} is not ours any more")
+
+    async def _append(self, fact: TurnFact, key: str, event: TaskEvent, binding: Binding) -> int | None:
+        """Append a fact about a turn that runs here; return its sequence, or None if it does not any more."""
         headers = telemetry.carried()
         while True:
             fence = binding.fence
             try:
                 seq = await self._log.append(fact, expected_seq=fence, key=key, headers=headers)
                 binding.fence = max(binding.fence, seq)
-                break
+                return seq
             except Conflict:
                 if not await self._still_ours(event, binding):
-                    log.info("turn_not_ours_any_more", session=event.session, turn=event.turn)
-                    return
-        if outcome.output and outcome.error is None:
-            binding.messages.append(e.Message(role="assistant", content=outcome.output))
-        else:
-            binding.messages.pop()  # an unanswered prompt is not part of the conversation
+                    return None
 
-    async def _still_ours(self, event: e.TurnAdmitted | e.TurnContinued, binding: Binding) -> bool:
+    async def _still_ours(self, event: TaskEvent, binding: Binding) -> bool:
         """A fence failed: go on if the turn still runs here, whatever came in between, else it is another's now."""
         found = fold(event.session, await self._log.history(session_filter(event.session)))
         turn = found.open_turn
@@ -225,7 +202,7 @@ class Turns:
         return True
 
     def _fact(
-        self, event: e.TurnAdmitted | e.TurnContinued, outcome: Outcome, total_ms: int
+        self, event: TaskEvent, outcome: Outcome, total_ms: int
     ) -> e.TurnCompleted | e.TurnFailed | e.TurnCancelled:
         about: dict[str, Any] = {
             "session": event.session,
@@ -237,11 +214,21 @@ class Turns:
         if outcome.error is not None:
             return e.TurnFailed(**about, error=outcome.error)
         if outcome.cancelled:
-            return e.TurnCancelled(**about, usage=outcome.usage, first_token_ms=outcome.first_token_ms)
+            return e.TurnCancelled(
+                **about, files=outcome.files, usage=outcome.usage, first_token_ms=outcome.first_token_ms
+            )
         return e.TurnCompleted(
             **about,
+            files=outcome.files,
             usage=outcome.usage,
             finish_reason=outcome.finish_reason,
             first_token_ms=outcome.first_token_ms,
             total_ms=total_ms,
         )
+
+
+def _after(state: Session, facts: list[tuple[int, e.AnyEvent]]) -> Session:
+    """Return `state` after facts that we know to be stored; when they were stored plays no part in a turn's work."""
+    for seq, fact in facts:
+        state = evolve(state, e.Recorded(seq, 0, subject_of(fact), fact))
+    return state

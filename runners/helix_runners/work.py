@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from helix_es.core.catalogue import Model
 from helix_es.core.events import Failure, Message, Usage
-
-Say = Callable[[str], Awaitable[None]]
-"""Takes the next piece of a turn's output."""
+from helix_es.core.history import Session, Turn
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn to be done."""
+    """One turn to be done: the session as the log has it, the turn its last."""
 
-    session: str
-    turn: int
-    attempt: int
-    messages: list[Message]
-    """The conversation, its prompt last."""
+    state: Session
     params: dict[str, Any]
+    """The session's, with the turn's own before them."""
+
+    @property
+    def session(self) -> str:
+        return self.state.session
+
+    @property
+    def turn(self) -> Turn:
+        return self.state.turns[-1]
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation, its prompt last."""
+        return self.state.messages(self.turn.turn)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a turn ended: with an error, on request, or with its whole output."""
 
     output: str = ""
+    files: list[str] = msgspec.field(default_factory=list)
+    """Ids of what was made."""
     error: Failure | None = None
     cancelled: bool = False
     usage: Usage = Usage()
     finish_reason: str = "stop"
     first_token_ms: int | None = None
+
+
+class Output(Protocol):
+    """Where a turn's work says what there is before it is over."""
+
+    async def say(self, text: str) -> None:
+        """Give out the next piece of text."""
+
+    async def step(
+        self,
+        step: int,
+        steps: int,
+        detail: Mapping[str, Any] | None = None,
+        *,
+        preview: bytes = b"",
+        checkpoint: Sequence[str] = (),
+    ) -> bool:
+        """Say that `step` of `steps` is done; return whether that became a fact.
+
+        Everybody who watches hears of each; the log keeps one a second, and each that brings a checkpoint (ids of
+        files that another GPU can go on from). `preview`: a small PNG. Raises NotOurs if the turn is another's now.
+        """
 
 
 class Work(Protocol):
@@ -42,8 +74,11 @@ class Work(Protocol):
     async def load(self, slug: str, model: Model) -> None:
         """Bring the weights into memory. Raises EngineError or Misconfigured if that cannot be."""
 
-    async def perform(self, job: Job, say: Say) -> Outcome:
-        """Do the turn; never raises for what a request can cause."""
+    async def perform(self, job: Job, output: Output) -> Outcome:
+        """Do the turn; never raises for what a request can cause, but lets pass what `output` raises.
+
+        When it is cancelled or `output` raises, nothing of the turn may go on computing.
+        """
 
     async def cancel(self, session: str) -> None:
         """Stop the session's turn as soon as possible; its `perform` returns."""

@@ -24,7 +24,7 @@ from helix_es.processes import Child, Supervisor
 from helix_es.settings import Settings
 from helix_runners.devices import cpu
 from helix_runners.loop import Offer, Runner
-from helix_runners.work import Job, Outcome, Say
+from helix_runners.work import Job, Outcome, Output
 from tests.conftest import NatsServer
 from tests.e2e.shop import HELIX
 
@@ -60,7 +60,7 @@ class Nothing:
     async def load(self, slug: str, model: Model) -> None:
         pass
 
-    async def perform(self, job: Job, say: Say) -> Outcome:
+    async def perform(self, job: Job, output: Output) -> Outcome:
         return Outcome(output="done")
 
     async def cancel(self, session: str) -> None:

@@ -46,6 +46,20 @@ def test_only_the_silent_ones_are_named_and_the_longest_first() -> None:
     assert [gpu for gpu, _, _ in liveness.silent()] == ["b"]
 
 
+def test_a_worker_that_only_polls_may_be_silent_for_longer() -> None:
+    liveness = Liveness(lost_after_ms=1000, most_gap_ms=500)
+    liveness.beat(0)
+    liveness.heard("poller", "i1", 4000)
+    liveness.heard("runner", "i2")
+    now_ms = beating(liveness, 250, 4)
+    assert [gpu for gpu, _, _ in liveness.silent()] == ["runner"]
+    beating(liveness, now_ms, 12)
+    assert liveness.silent() == [("poller", "i1", 4000), ("runner", "i2", 4000)]
+    liveness.heard("poller", "i3")  # joined anew, as a runner
+    beating(liveness, now_ms + 3000, 4)
+    assert ("poller", "i3", 1000) in liveness.silent()
+
+
 def test_alone_a_scheduler_acts_at_its_first_beat() -> None:
     assert Leadership("a").beat("a", active=False, at_ms=0)
 

@@ -16,6 +16,19 @@ RESERVE_BYTES = int(1.5 * 2**30)  # activations and the allocator's slack
 USABLE = 0.90  # of a GPU's memory; the rest is the driver's and fragmentation
 
 
+class Picture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a picture is where a request does not say it, and what it may be at most."""
+
+    width: int = 1024
+    height: int = 1024
+    steps: int = 30
+    guidance: float = 5.0
+    most_side: int = 1536
+    """Pixels; a larger picture takes more memory than was reckoned with."""
+    most_steps: int = 150
+    most_count: int = 4
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of the catalogue."""
 
@@ -25,6 +38,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     source: str
     """A folder, a hub id, or `builtin:smollm2`."""
     engine: str = "transformers"
+    """Who computes it: transformers (text), diffusers (images), or a program of your own."""
     dtype: str = "auto"
     quantisation: str | None = None
     context_tokens: int = 4096
@@ -33,6 +47,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """In memory, as loaded."""
     kv_bytes_per_token: int = 0
     """2 · layers · key-value heads · head size · bytes of the type."""
+    session_bytes: int = 0
+    """What a session needs beside keys and values; for images, the latents of a picture in progress."""
+    image: Picture | None = None
+    """Of a model that makes images."""
+    template: str = "{prompt}"
+    """How a program that reads plain text is given a prompt: `{prompt}` and `{system}` are filled in."""
 
 
 BUILTIN: dict[str, Model] = {
@@ -49,6 +69,27 @@ BUILTIN: dict[str, Model] = {
         context_tokens=8192,
         weights_bytes=int(13.5 * 2**30),
         kv_bytes_per_token=131_072,
+        template="[INST]{prompt}[/INST]",
+    ),
+    "scenes": Model(
+        name="helix/scenes",
+        type="image",
+        source="builtin:scenes",
+        engine="diffusers",
+        context_tokens=24,
+        weights_bytes=12_000_000,
+        session_bytes=64 * 2**20,
+        image=Picture(width=64, height=64, steps=20, guidance=3.0, most_side=128, most_steps=100),
+    ),
+    "sdxl": Model(
+        name="stabilityai/stable-diffusion-xl-base-1.0",
+        type="image",
+        source="stabilityai/stable-diffusion-xl-base-1.0",
+        engine="diffusers",
+        context_tokens=77,
+        weights_bytes=int(6.5 * 2**30) + 4 * 2**30,  # fp16, and the peak of decoding one picture
+        session_bytes=512 * 2**20,
+        image=Picture(),
     ),
 }
 
@@ -68,9 +109,9 @@ def find(catalogue: Mapping[str, Model], name: str) -> str:
 def derived_slots(model: Model, memory_total_bytes: int) -> int:
     """Return how many sessions of `model` fit a GPU of that memory; 0 means that the model does not fit.
 
-    floor((0.90 · memory - weights - 1.5 GiB) / (KV bytes a token · context)), at most 16.
+    floor((0.90 · memory - weights - 1.5 GiB) / (KV bytes a token · context + session bytes)), at most 16.
     """
-    per_session = model.kv_bytes_per_token * model.context_tokens
+    per_session = model.kv_bytes_per_token * model.context_tokens + model.session_bytes
     room = int(USABLE * memory_total_bytes) - model.weights_bytes - RESERVE_BYTES
     if room <= 0:
         return 0

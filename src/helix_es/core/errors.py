@@ -41,6 +41,12 @@ class Unavailable(HelixError):
     code = "log_unavailable"
 
 
+class NotOurs(HelixError):
+    """The turn is somebody else's by now, or over: drop it."""
+
+    code = "not_ours"
+
+
 class LogFull(HelixError):
     """The log refuses new facts because a limit of the stream is reached; make room, nothing was lost."""
 

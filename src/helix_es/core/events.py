@@ -56,7 +56,13 @@ class SessionCreated(Event, tag="session.created", frozen=True, kw_only=True):
     system: str | None = None
     params: dict[str, Any] = msgspec.field(default_factory=dict)
     adapter: str | None = None
+    """Name of the adapter that answers; None: the base model alone."""
+    adapter_files: list[str] = msgspec.field(default_factory=list)
+    """The files that the name stood for when the session began: a later adapter of that name is for later sessions."""
+    dataset: str | None = None
+    """The file that a fine-tune learns from."""
     name: str | None = None
+    """Of a fine-tune: what its adapter is called."""
     priority: int = 0
     """Class in the queue: a higher one is served first. -10 to 10."""
     request: str = ""
@@ -136,6 +142,9 @@ class TurnProgressed(Event, tag="turn.progressed", frozen=True, kw_only=True):
     step: int
     steps: int
     detail: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What is measured on the way: loss, tokens a second, …"""
+    checkpoint: list[str] = msgspec.field(default_factory=list)
+    """Files that another GPU goes on from, if this step made some."""
 
 
 class TurnCancelling(Event, tag="turn.cancelling", frozen=True, kw_only=True):
@@ -184,6 +193,8 @@ class TurnCancelled(Event, tag="turn.cancelled", frozen=True, kw_only=True):
     gpu: GpuId
     """`none` if no GPU had it yet."""
     output: str = ""
+    files: list[str] = msgspec.field(default_factory=list)
+    """What was made until then."""
     usage: Usage = Usage()
     first_token_ms: int | None = None
 
@@ -216,6 +227,8 @@ class GpuJoined(Event, tag="gpu.joined", frozen=True, kw_only=True):
     """What it can run."""
     slots: dict[str, int] = msgspec.field(default_factory=dict)
     """Sessions it can hold of each model, as it computed; the table of the scheduler's configuration goes first."""
+    silence_ms: int = 0
+    """How long it may be silent before it counts as lost; 0: three heartbeats. A worker that only polls has more."""
 
 
 class GpuLeft(Event, tag="gpu.left", frozen=True, kw_only=True):

@@ -51,6 +51,8 @@ class Gpu(msgspec.Struct, kw_only=True):
     sessions: dict[str, None] = msgspec.field(default_factory=dict)
     last_seq: int = 0
     joined_ms: int = 0
+    silence_ms: int = 0
+    """How long it may be silent; 0: three heartbeats."""
     load_ms: int | None = None
 
 

@@ -12,6 +12,14 @@ from helix_es.core import events as e
 from helix_es.core.session import OPEN, SESSION_STATE, Phase, SessionState, TurnState, next_phase
 
 
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a long turn is."""
+
+    step: int
+    steps: int
+    detail: dict[str, Any]
+
+
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One request and its answer. Times are the log's, Unix ms."""
 
@@ -29,6 +37,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     usage: e.Usage = e.Usage()
     finish_reason: str | None = None
     cancelling: bool = False
+    progress: Progress | None = None
+    checkpoint: list[str] = msgspec.field(default_factory=list)
+    """Files of the last checkpoint, of whichever attempt."""
     queued_ms: int
     admitted_ms: int | None = None
     started_ms: int | None = None
@@ -49,6 +60,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     system: str | None = None
     params: dict[str, Any] = msgspec.field(default_factory=dict)
     adapter: str | None = None
+    adapter_files: list[str] = msgspec.field(default_factory=list)
+    dataset: str | None = None
     name: str | None = None
     priority: int = 0
     request: str = ""
@@ -72,6 +85,13 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         if self.phase == "released" and self.mode == "finetune" and self.turns[-1].state == "failed":
             return "failed"
         return SESSION_STATE[self.phase]
+
+    def picture_before(self, turn: int) -> str | None:
+        """Return the first file of the last completed turn before `turn`, which that turn goes on from."""
+        for each in reversed(self.turns[: turn - 1]):
+            if each.state == "completed" and each.files:
+                return each.files[0]
+        return None
 
     def messages(self, turn: int) -> list[e.Message]:
         """Return the conversation up to and including the prompt of `turn`."""
@@ -149,6 +169,11 @@ def _evolve(state: Session, event: e.AnyEvent, at_ms: int) -> Session:
         case e.TurnStarted():
             bound = replace(state, gpu=event.gpu)
             return _turn(bound, state="running", attempt=event.attempt, gpu=event.gpu, started_ms=at_ms)
+        case e.TurnProgressed():
+            progress = Progress(step=event.step, steps=event.steps, detail=event.detail)
+            if event.checkpoint:
+                return _turn(state, progress=progress, checkpoint=event.checkpoint)
+            return _turn(state, progress=progress)
         case e.TurnCancelling():
             return _turn(state, cancelling=True)
         case e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
@@ -178,6 +203,8 @@ def _created(state: Session, event: e.SessionCreated, at_ms: int) -> Session:
         system=event.system,
         params=event.params,
         adapter=event.adapter,
+        adapter_files=event.adapter_files,
+        dataset=event.dataset,
         name=event.name,
         priority=event.priority,
         request=event.request,
@@ -195,7 +222,8 @@ def _ended(state: Session, event: e.TurnCompleted | e.TurnFailed | e.TurnCancell
         case e.TurnFailed():
             ended |= {"state": "failed", "error": event.error}
         case e.TurnCancelled():
-            ended |= {"state": "cancelled", "usage": event.usage, "finish_reason": "cancelled"}
+            ended |= {"state": "cancelled", "usage": event.usage, "files": event.files}
+            ended["finish_reason"] = "cancelled"
     if not isinstance(event, e.TurnFailed) and event.first_token_ms is not None and started_ms is not None:
         # The runner's clock gives a distance only; the log gives the instant that it counts from.
         ended["first_token_ms"] = min(at_ms, started_ms + event.first_token_ms)

@@ -172,6 +172,11 @@ class Occupancy:
         if (step := self._step(record, event, event.turn)) is None:
             return
         seat, before = step
+        if seat.phase == "idle" and seat.workload.mode == "finetune":
+            self.orphans.setdefault(
+                seat.session, "ended"
+            )  # batch work has one turn: nobody comes back for the slot
+            return
         if seat.phase == "idle":
             idle = self.idle.get(seat.workload)
             if idle is None:
@@ -244,6 +249,7 @@ class Occupancy:
             offered=dict(event.slots),
             last_seq=record.seq,
             joined_ms=record.at_ms,
+            silence_ms=event.silence_ms,
         )
         self.unassigned[event.gpu] = None
 

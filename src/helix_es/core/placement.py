@@ -49,9 +49,15 @@ def _overdue(slots: Capacity) -> int:
     return min(slots.admitted, max(0, -slots.free))
 
 
-def coefficient(policy: e.Policy, gpu: Gpu, model: str) -> int:
-    """Return how many sessions of `model` the GPU may hold: the configured table first, then what it offered."""
-    return policy.coefficients.get(f"{gpu.kind}/{model}", gpu.offered.get(model, 1))
+def coefficient(policy: e.Policy, gpu: Gpu, workload: e.Workload) -> int:
+    """Return how many sessions of `workload` the GPU may hold: the configured table first, then what it offered.
+
+    The table is about conversations that share a model; how many fine-tunes fit at once only the runner knows.
+    """
+    offered = gpu.offered.get(workload.model, 1)
+    if workload.mode == "finetune":
+        return offered
+    return policy.coefficients.get(f"{gpu.kind}/{workload.model}", offered)
 
 
 def _release(state: Occupancy, seat: Seat, reason: e.ReleaseReason, now_ms: int) -> Decision:
@@ -94,7 +100,7 @@ def _assignments(state: Occupancy, now_ms: int) -> list[Decision]:
                     model=workload.model,
                     type=workload.type,
                     purpose="batch" if workload.mode == "finetune" else "chat",
-                    slots=coefficient(state.policy, gpu, workload.model),
+                    slots=coefficient(state.policy, gpu, workload),
                     decided_seq=state.seq,
                     decided_at_ms=now_ms,
                 ),

@@ -13,7 +13,7 @@ from helix_es.core.floor import Capacity, Gpu, Seat
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.slotrate import SlotRate
 
-FORMAT = 1  # one more whenever the fold changes; a snapshot of another format is not used, the log is
+FORMAT = 2  # one more whenever the fold changes; a snapshot of another format is not used, the log is
 
 
 class _Door(msgspec.Struct, kw_only=True):

@@ -12,7 +12,7 @@ GpuId = NewType("GpuId", str)
 Mode = Literal["create", "finetune"]
 Kind = Literal["text", "image"]
 Purpose = Literal["chat", "batch"]
-ReleaseReason = Literal["idle", "drained", "lost", "restarted", "closed"]
+ReleaseReason = Literal["idle", "drained", "lost", "restarted", "closed", "ended"]
 
 
 class Workload(msgspec.Struct, frozen=True, order=True, array_like=True):

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-import msgspec
-
 from helix_es.core.codec import decode, encode, type_of
-from helix_es.core.errors import Unavailable, Unreadable
+from helix_es.core.errors import Unreadable
 from helix_es.core.events import GpuHeartbeat, Recorded, SchedulerBeat
 from helix_es.core.subjects import subject_of
 from helix_es.jetstream.client import Connection
+from helix_es.jetstream.direct import get
 from helix_es.jetstream.follow import follow
-from helix_es.jetstream.headers import parse, stamp_ms
+from helix_es.jetstream.headers import stamp_ms
 from helix_es.log import Batch
-
-READ_S = 2.0
 
 
 class Beats:
@@ -42,15 +38,9 @@ class Beats:
 
     async def latest(self) -> dict[str, Recorded]:
         """Return the last heartbeat of each GPU, by GPU: one request, however many there are."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         found: dict[str, Recorded] = {}
 
-        def sink(_subject: str, _reply: str, raw: bytes, data: bytes) -> None:
-            status, headers = parse(raw)
-            if status:
-                if not done.done():
-                    done.set_result(None)
-                return
+        def take(headers: dict[str, str], data: bytes) -> None:
             subject = headers["Nats-Subject"]
             try:
                 event = decode(subject, data)
@@ -60,11 +50,5 @@ class Beats:
             if isinstance(event, GpuHeartbeat):
                 found[event.gpu] = Recorded(seq, at_ms, subject, event)
 
-        body = msgspec.json.encode({"multi_last": ["gpu.*.heartbeat"], "batch": 1000})
-        with self._connection.mail(sink) as address:
-            await self._connection.publish("$JS.API.DIRECT.GET.BEATS", body, reply=address)
-            try:
-                await asyncio.wait_for(done, READ_S)
-            except TimeoutError:
-                raise Unavailable("no answer to a read of the last heartbeats") from None
+        await get(self._connection, "BEATS", {"multi_last": ["gpu.*.heartbeat"], "batch": 1000}, take)
         return found

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import msgspec
 
-from helix_es.core.errors import Unavailable
 from helix_es.core.subjects import delta_subject
 from helix_es.jetstream.client import Connection
-from helix_es.jetstream.headers import parse
+from helix_es.jetstream.direct import page
 
-READ_S = 2.0
 READ_BATCH = 1000
 
 
-class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of an attempt's output."""
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far an attempt is; each one takes the place of the one before."""
+
+    step: int
+    steps: int
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+    preview: str = ""
+    """A small PNG of what there is so far, in base64; empty: none."""
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of an attempt's output, or a step on its way."""
 
     session: str
     turn: int
     attempt: int
-    offset: int
+    offset: int = 0
     """Characters of the attempt that came before."""
-    text: str
+    text: str = ""
+    step: Step | None = None
 
 
 class Deltas:
@@ -66,32 +75,13 @@ class Deltas:
     async def read(self, session: str, turn: int, attempt: int) -> list[Delta]:
         """Return the pieces of one attempt that are still remembered, in order; [] if none are."""
         pieces: list[Delta] = []
-        seq, more = 1, True
-        while more:
-            seq, more = await self._read_batch(delta_subject(session, turn, attempt), seq, pieces)
+
+        def take(_headers: dict[str, str], data: bytes) -> None:
+            if (delta := self._decode(data)) is not None:
+                pieces.append(delta)
+
+        subject = delta_subject(session, turn, attempt)
+        start_seq: int | None = 1
+        while start_seq is not None:
+            start_seq = await page(self._connection, "DELTAS", subject, start_seq, READ_BATCH, take)
         return pieces
-
-    async def _read_batch(self, subject: str, seq: int, into: list[Delta]) -> tuple[int, bool]:
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        last = seq
-
-        def sink(_subject: str, _reply: str, raw: bytes, data: bytes) -> None:
-            nonlocal last
-            status, headers = parse(raw)
-            if status:
-                if not done.done():
-                    done.set_result(status == 204 and int(headers.get("Nats-Num-Pending", 0)) > 0)
-                return
-            last = int(headers["Nats-Sequence"])
-            delta = self._decode(data)
-            if delta is not None:
-                into.append(delta)
-
-        body = msgspec.json.encode({"seq": seq, "next_by_subj": subject, "batch": READ_BATCH})
-        with self._connection.mail(sink) as address:
-            await self._connection.publish("$JS.API.DIRECT.GET.DELTAS", body, reply=address)
-            try:
-                more = await asyncio.wait_for(done, READ_S)
-            except TimeoutError:
-                raise Unavailable(f"no answer to a read of {subject}") from None
-        return last + 1, more

@@ -15,8 +15,9 @@ from helix_es.core.errors import Conflict, Unavailable, Unreadable
 from helix_es.core.events import AnyEvent, Recorded
 from helix_es.core.subjects import fence_of, subject_of
 from helix_es.jetstream.client import ApiError, Connection, translate
+from helix_es.jetstream.direct import page
 from helix_es.jetstream.follow import follow
-from helix_es.jetstream.headers import parse, stamp_ms
+from helix_es.jetstream.headers import stamp_ms
 from helix_es.jetstream.streams import FILES_BUCKET
 from helix_es.log import Batch, Snapshot
 
@@ -101,32 +102,14 @@ class JetStreamLog:
     async def history(self, subject_filter: str, *, after_seq: int = 0) -> list[Recorded]:
         """Return all records under `subject_filter` by batched direct gets; see `Log.history`."""
         records: list[Recorded] = []
-        pending = 1
-        while pending:
-            pending = await self._history_batch(subject_filter, after_seq, records)
-            after_seq = records[-1].seq if records else after_seq
+
+        def take(headers: dict[str, str], data: bytes) -> None:
+            records.append(_recorded(headers, data))
+
+        start_seq: int | None = after_seq + 1
+        while start_seq is not None:
+            start_seq = await page(self._connection, "LOG", subject_filter, start_seq, HISTORY_BATCH, take)
         return records
-
-    async def _history_batch(self, subject_filter: str, after_seq: int, into: list[Recorded]) -> int:
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def sink(_subject: str, _reply: str, raw: bytes, data: bytes) -> None:
-            status, headers = parse(raw)
-            if status and not done.done():
-                if status in (204, 404):
-                    done.set_result(int(headers.get("Nats-Num-Pending", 0)))
-                else:
-                    done.set_exception(Unavailable(f"direct get answered {status}"))
-            elif not done.done():
-                into.append(_recorded(headers, data))
-
-        body = {"seq": after_seq + 1, "next_by_subj": subject_filter, "batch": HISTORY_BATCH}
-        with self._connection.mail(sink) as address:
-            await self._connection.publish("$JS.API.DIRECT.GET.LOG", msgspec.json.encode(body), reply=address)
-            try:
-                return await asyncio.wait_for(done, TRY_S)
-            except TimeoutError:
-                raise Unavailable(f"no answer to a read of {subject_filter}") from None
 
     async def last_seq(self) -> int:
         """Return the newest sequence of the log."""

@@ -1,0 +1,92 @@
+"""What a turn says before it is over: pieces of text, several at once when they come fast, and its steps."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from helix_es.core import events as e
+from helix_es.core.errors import Unavailable
+from helix_es.jetstream.deltas import Delta, Deltas, Step
+
+log = structlog.get_logger(__name__)
+
+DELTA_EVERY_S = 0.02  # at most fifty messages a second a turn; a reader sees no difference
+FACT_EVERY_S = 1.0  # what is in between is told, but not kept
+
+Note = Callable[[e.TurnProgressed], Awaitable[None]]
+"""Appends a step as a fact."""
+
+
+class Speaker:
+    """The `Output` of one attempt."""
+
+    def __init__(
+        self, deltas: Deltas, event: e.TurnAdmitted | e.TurnContinued, gpu: e.GpuId, note: Note
+    ) -> None:
+        self._deltas = deltas
+        self._event = event
+        self._gpu = gpu
+        self._note = note
+        self._held = ""
+        self._sent = 0
+        self._sent_at = 0.0
+        self._noted_at = time.monotonic()
+
+    async def say(self, text: str) -> None:
+        """Publish `text`, now or together with what follows it closely."""
+        self._held += text
+        if time.monotonic() - self._sent_at >= DELTA_EVERY_S:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Publish what is held back."""
+        if not self._held:
+            return
+        text, self._held = self._held, ""
+        await self._publish(offset=self._sent, text=text)
+        self._sent += len(text)
+        self._sent_at = time.monotonic()
+
+    async def step(
+        self,
+        step: int,
+        steps: int,
+        detail: Mapping[str, Any] | None = None,
+        *,
+        preview: bytes = b"",
+        checkpoint: Sequence[str] = (),
+    ) -> bool:
+        """See `Output.step`."""
+        told = dict(detail or {})
+        shown = base64.b64encode(preview).decode()
+        await self._publish(step=Step(step=step, steps=steps, detail=told, preview=shown))
+        if not checkpoint and time.monotonic() - self._noted_at < FACT_EVERY_S:
+            return False
+        self._noted_at = time.monotonic()
+        event = self._event
+        await self._note(
+            e.TurnProgressed(
+                session=event.session,
+                turn=event.turn,
+                attempt=event.attempt,
+                gpu=self._gpu,
+                step=step,
+                steps=steps,
+                detail=told,
+                checkpoint=list(checkpoint),
+            )
+        )
+        return True
+
+    async def _publish(self, **what: Any) -> None:
+        event = self._event
+        delta = Delta(session=event.session, turn=event.turn, attempt=event.attempt, **what)
+        try:
+            await self._deltas.publish(delta)
+        except Unavailable as error:  # the end of the turn carries all of it
+            log.warning("delta_not_sent", error=str(error))
