@@ -14,11 +14,13 @@ from helix_es.core.errors import Conflict, HelixError
 from helix_es.core.placement import Decision, decide
 from helix_es.jetstream.beats import Beats
 from helix_es.jetstream.client import Connection
+from helix_es.jetstream.files import Files
 from helix_es.jetstream.log import JetStreamLog
 from helix_es.jetstream.streams import provision, provision_gpu, provision_workload
 from helix_es.jetstream.tasks import purge_continued
 from helix_es.replica import Replica
 from helix_es.settings import Settings
+from helix_projections.checkpoints import Checkpoints
 from helix_projections.leadership import Leadership
 from helix_projections.liveness import Liveness
 
@@ -43,6 +45,8 @@ class Scheduler:
         self._traces: dict[str, dict[str, str]] = {}  # session -> the trace that its waiting turn belongs to
         self.replica = Replica(self._log)
         self.leadership = Leadership(name)
+        files = Files(connection, new_id=lambda: "none")  # it only removes
+        self._checkpoints = Checkpoints(self._log, files, lambda: self.leadership.active)
         lost_after_ms = int(3 * settings.sessions.heartbeat_s * 1000)  # three missed heartbeats
         self.liveness = Liveness(lost_after_ms=lost_after_ms, most_gap_ms=int(2 * BEAT_S * 1000))
 
@@ -60,10 +64,14 @@ class Scheduler:
                 group.create_task(self._beat())
                 group.create_task(self._decide())
                 group.create_task(self._reprovision())
+                group.create_task(self._checkpoints.run())
         finally:
             await self._snapshot()
 
     def _hear(self, record: e.Recorded) -> None:
+        seat = self.replica.state.seats.get(getattr(record.event, "session", ""))
+        if seat is not None:
+            self._checkpoints.hear(record, batch=seat.workload.mode == "finetune")
         match record.event:
             case e.GpuJoined(gpu=gpu, incarnation=incarnation, silence_ms=silence_ms):
                 self.liveness.heard(gpu, incarnation, silence_ms)

@@ -1,4 +1,4 @@
-"""The composition root of runners: device, slots and engine from options, then the loop."""
+"""The composition root of runners: device, slots and work from options, then the loop."""
 
 from __future__ import annotations
 
@@ -7,55 +7,111 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from helix_es import telemetry
 from helix_es.core.catalogue import Model, derived_slots, find
 from helix_es.core.errors import Misconfigured, Rejected
-from helix_es.core.events import GpuId
+from helix_es.core.events import GpuId, Kind, Mode
 from helix_es.core.subjects import token
 from helix_es.jetstream.client import Connection
+from helix_es.jetstream.files import Files
 from helix_es.settings import Settings
 from helix_runners import devices
-from helix_runners.engine.port import TextEngine
 from helix_runners.loop import Offer, Runner
-from helix_runners.text import TextWork
+from helix_runners.work import Work
 
 Connect = Callable[[str, dict[str, Any]], Awaitable[Connection]]
+MakeWork = Callable[[devices.Device, Files], Work]
+
+BATCH_SLOTS = 1  # two trainings on one GPU are slower than one after the other, and need the memory of both
 
 
-async def text_runner(
+class RunnerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says of a runner; `nats` are the options of the connection."""
+
+    type: Kind
+    mode: Mode = "create"
+    models: tuple[str, ...]
+    device: str | None = None
+    gpu: str | None = None
+    """Name of the GPU; None: made of the machine's name."""
+    slots: int | None = None
+    """Sessions it holds; None: what its memory allows."""
+    fits: bool = True
+    """Whether the model runs in this process, so that it must fit the device."""
+    drain_s: float = 10.0
+    node: str
+    nats: dict[str, Any]
+
+
+async def serve(
     settings: Settings,
-    names: tuple[str, ...],
-    options: dict[str, Any],
+    options: RunnerOptions,
+    make_work: MakeWork,
     connect: Connect,
     on_signals: Callable[[Callable[[], None]], None],
-    node: str,
 ) -> None:
-    """Serve the models called `names` until a signal comes. Raises Misconfigured for what cannot be served."""
-    device = _device(options["device"])
-    offer = _offer(settings, names, device, options, node)
+    """Serve until a signal comes. Raises Misconfigured for what cannot be served."""
+    device = _device(options.device)
+    offer = _offer(settings, options, device)
     telemetry.configure("runner")
-
-    def open_model(model: Model) -> TextEngine:
-        from helix_runners.engine.open import EngineSettings, open_engine  # torch takes seconds to import
-
-        return open_engine(
-            EngineSettings(
-                source=model.source,
-                device=device.torch_name,
-                dtype=model.dtype,
-                context_tokens=model.context_tokens,
-                threads=options["threads"],
-            )
-        )
-
-    connection = await connect(f"helix-runner-{offer.gpu}", options)
-    runner = Runner(connection, TextWork(open_model), offer, new_incarnation=lambda: secrets.token_hex(6))
-    on_signals(runner.stop)
+    connection = await connect(f"helix-runner-{offer.gpu}", options.nats)
     try:
+        work = make_work(device, Files(connection, new_id=lambda: secrets.token_hex(10)))
+        runner = Runner(connection, work, offer, new_incarnation=lambda: secrets.token_hex(6))
+        on_signals(runner.stop)
         await runner.run()
     finally:
         await connection.close()
         await asyncio.to_thread(telemetry.shutdown)
+
+
+def text_work(threads: int | None) -> MakeWork:
+    """Return how to make the work of a text runner."""
+
+    def make(device: devices.Device, files: Files) -> Work:
+        from helix_runners.adapters import AdapterFolders
+        from helix_runners.text import TextWork
+
+        def open_model(model: Model) -> Any:
+            from helix_runners.engine.open import EngineSettings, open_engine  # torch takes seconds to import
+
+            return open_engine(
+                EngineSettings(
+                    source=model.source,
+                    device=device.torch_name,
+                    dtype=model.dtype,
+                    context_tokens=model.context_tokens,
+                    threads=threads,
+                )
+            )
+
+        return TextWork(open_model, AdapterFolders(files))
+
+    return make
+
+
+def image_work(threads: int | None) -> MakeWork:
+    """Return how to make the work of an image runner."""
+
+    def make(device: devices.Device, files: Files) -> Work:
+        from helix_runners.image.work import ImageWork
+
+        return ImageWork(files, device=device.torch_name, threads=threads)
+
+    return make
+
+
+def finetune_work(threads: int | None) -> MakeWork:
+    """Return how to make the work of a fine-tune runner."""
+
+    def make(device: devices.Device, files: Files) -> Work:
+        from helix_runners.finetune.work import FinetuneWork
+
+        return FinetuneWork(files, device=device.torch_name, threads=threads)
+
+    return make
 
 
 def _device(name: str | None) -> devices.Device:
@@ -66,31 +122,35 @@ def _device(name: str | None) -> devices.Device:
     return found
 
 
-def _offer(
-    settings: Settings, names: tuple[str, ...], device: devices.Device, options: dict[str, Any], node: str
-) -> Offer:
+def _offer(settings: Settings, options: RunnerOptions, device: devices.Device) -> Offer:
     try:
-        slugs = [find(settings.models, name) for name in names]
+        slugs = [find(settings.models, name) for name in options.models]
         index = device.torch_name.removeprefix("cuda:") if device.torch_name != "cpu" else "0"
-        gpu = GpuId(token(options["gpu"] or f"{node}-{index}", "--gpu"))
+        gpu = GpuId(token(options.gpu or f"{options.node}-{index}", "--gpu"))
     except Rejected as error:
         raise Misconfigured(str(error)) from error
     models = {slug: settings.models[slug] for slug in slugs}
-    slots: dict[str, int] = {}
-    for slug, model in models.items():
-        if model.type != "text":
-            raise Misconfigured(f"--model {slug}: makes {model.type}, not text")
-        configured = settings.coefficients.get(f"{device.kind}/{slug}")
-        slots[slug] = options["slots"] or derived_slots(model, device.memory_total_bytes)
-        if not (slots[slug] if configured is None else configured):
-            raise Misconfigured(
-                f"--model {slug}: does not fit {device.kind} with {device.memory_total_bytes / 2**30:.1f} GiB"
-            )
     return Offer(
         gpu=gpu,
         device=device,
         models=models,
-        slots=slots,
+        mode=options.mode,
+        slots={slug: _slots(settings, options, device, slug) for slug in slugs},
         heartbeat_s=settings.sessions.heartbeat_s,
-        drain_s=options["drain_s"],
+        drain_s=options.drain_s,
     )
+
+
+def _slots(settings: Settings, options: RunnerOptions, device: devices.Device, slug: str) -> int:
+    """Return how many sessions of a model this runner holds. Raises Misconfigured if it cannot run it at all."""
+    model = settings.models[slug]
+    if model.type != options.type:
+        raise Misconfigured(f"--model {slug}: makes {model.type}, not {options.type}")
+    if not options.fits:
+        return options.slots or 1
+    fitting = derived_slots(model, device.memory_total_bytes)
+    configured = settings.coefficients.get(f"{device.kind}/{slug}")
+    if not (options.slots or fitting if configured is None else configured):
+        memory = device.memory_total_bytes / 2**30
+        raise Misconfigured(f"--model {slug}: does not fit {device.kind} with {memory:.1f} GiB")
+    return options.slots or (BATCH_SLOTS if options.mode == "finetune" else fitting)

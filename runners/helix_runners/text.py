@@ -12,7 +12,8 @@ import structlog
 from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, PromptTooLong
 from helix_es.core.events import Failure, Usage
-from helix_runners.engine.port import Finished, Piece, Sampling, TextEngine
+from helix_runners.adapters import AdapterFolders
+from helix_runners.engine.port import Adapter, Finished, Piece, Sampling, TextEngine
 from helix_runners.work import Job, Outcome, Output
 
 log = structlog.get_logger(__name__)
@@ -27,8 +28,9 @@ class OpenEngine(Protocol):
 class TextWork:
     """`Work` on one text engine that stays in memory."""
 
-    def __init__(self, open_engine: OpenEngine) -> None:
+    def __init__(self, open_engine: OpenEngine, folders: AdapterFolders) -> None:
         self._open = open_engine
+        self._folders = folders
         self._engine: TextEngine | None = None
 
     async def load(self, slug: str, model: Model) -> None:
@@ -44,7 +46,9 @@ class TextWork:
         first_token_ms: int | None = None
         finished: Finished | None = None
         try:
-            async for item in self._running().generate(job.session, job.messages, sampling(job)):
+            adapter = await self._adapter(job)
+            answer = self._running().generate(job.session, job.messages, sampling(job), adapter)
+            async for item in answer:
                 if isinstance(item, Piece):
                     if first_token_ms is None:
                         first_token_ms = int((time.monotonic() - begun) * 1000)
@@ -68,6 +72,13 @@ class TextWork:
             finish_reason=finished.reason,
             first_token_ms=first_token_ms,
         )
+
+    async def _adapter(self, job: Job) -> Adapter | None:
+        """Bring the session's adapter onto this machine."""
+        files = job.state.adapter_files
+        if job.state.adapter is None:
+            return None
+        return Adapter(key=files[0] if files else "", folder=await self._folders.folder(files))
 
     async def cancel(self, session: str) -> None:
         """Stop at the next step."""
@@ -96,6 +107,7 @@ class TextWork:
             "evictions": stats.evictions,
             "generated_tokens": stats.generated_tokens,
             "weights_bytes": stats.weights_bytes,
+            "adapters": stats.adapters,
         }
 
     async def close(self) -> None:

@@ -35,6 +35,8 @@ class Limits(_Strict, frozen=True, kw_only=True):
     prompt_chars: int = 400_000
     max_tokens: int = 4096
     default_max_tokens: int = 512
+    file_bytes: int = 268_435_456
+    """Of one upload; an artefact that a worker makes is held to it as well."""
 
 
 class Batch(_Strict, frozen=True, kw_only=True):
@@ -58,6 +60,11 @@ class Auth(_Strict, frozen=True, kw_only=True):
 
     keys: dict[str, str] = {}
     """SHA-256 of an API key, in hex -> owner. The key itself stands nowhere."""
+    workers: dict[str, str] = {}
+    """SHA-256 of a worker's key, in hex -> the one worker that may use it, or `*` for any. Workers see every prompt."""
+
+
+ANY_WORKER = "*"
 
 
 class Settings(_Strict, frozen=True, kw_only=True):
@@ -86,6 +93,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "limits.prompt_chars": (1, 1 << 26),
     "limits.max_tokens": (1, 1 << 20),
     "limits.default_max_tokens": (1, 1 << 20),
+    "limits.file_bytes": (1, 1 << 36),
     "batch.reserved": (0, 1 << 20),
 }
 
@@ -166,6 +174,13 @@ def _check(settings: Settings) -> None:
             )
         if not 0 <= slots <= 10_000:
             raise Misconfigured(f"configuration key coefficients.{key}: found {slots}, allowed is 0 to 10000")
+    for key, worker in settings.auth.workers.items():
+        try:
+            _ = worker == ANY_WORKER or token(worker, "worker")
+        except Rejected as error:
+            raise Misconfigured(
+                f"configuration key auth.workers.{key[:8]}…: {error}, or '{ANY_WORKER}' for any"
+            ) from error
     for slug in settings.models:
         try:
             token(slug, "model slug")

@@ -12,7 +12,7 @@ import msgspec
 
 from helix_es.core.events import Message
 from helix_runners.engine.open import EngineSettings, open_engine
-from helix_runners.engine.port import Finished, Piece, Sampling, TextEngine
+from helix_runners.engine.port import Adapter, Finished, Piece, Sampling, TextEngine
 
 DECODE_TOKENS = 64
 SESSIONS = 8
@@ -84,10 +84,16 @@ class Trace(msgspec.Struct, kw_only=True):
         return [after - before for before, after in pairs if after > from_s]
 
 
-async def run(engine: TextEngine, session: str, messages: Sequence[Message], max_tokens: int) -> Trace:
+async def run(
+    engine: TextEngine,
+    session: str,
+    messages: Sequence[Message],
+    max_tokens: int,
+    adapter: Adapter | None = None,
+) -> Trace:
     """Generate greedily to the end and note when each piece came."""
     trace = Trace(started_s=time.perf_counter())
-    async for item in engine.generate(session, messages, Sampling(max_tokens=max_tokens)):
+    async for item in engine.generate(session, messages, Sampling(max_tokens=max_tokens), adapter):
         if isinstance(item, Piece):
             trace.at_s.append(time.perf_counter())
             trace.tokens.append(item.tokens)

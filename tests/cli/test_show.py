@@ -87,8 +87,8 @@ def shop(api: FakeApi) -> FakeApi:
 
 def test_gpus_are_a_table(shop: FakeApi) -> None:
     header, row = cells(run(shop, "gpus"))
-    assert header == ["GPU", "KIND", "STATE", "MODEL", "SLOTS", "MEMORY", "LOAD", "HEARD"]
-    assert row == ["n-0", "cpu", "ready", "smollm2", "1/4", "1.0/16.0", "GiB", "25%", "-"]
+    assert header == ["GPU", "KIND", "STATE", "FOR", "MODEL", "SLOTS", "MEMORY", "LOAD", "HEARD"]
+    assert row == ["n-0", "cpu", "ready", "chat", "smollm2", "1/4", "1.0/16.0", "GiB", "25%", "-"]
 
 
 def test_an_empty_floor_says_what_to_do(api: FakeApi) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -12,7 +12,7 @@ import torch
 from helix_es.core.errors import EngineError
 from helix_runners.engine.kv import BLOCK_TOKENS, Geometry
 from helix_runners.engine.network import Rows
-from helix_runners.engine.port import EngineStats, Finished, Piece
+from helix_runners.engine.port import Adapter, EngineStats, Finished, Piece
 from helix_runners.engine.sampling import choose
 from helix_runners.engine.schedule import share_out
 from helix_runners.engine.sessions import SessionCache
@@ -41,6 +41,13 @@ class Computes(Protocol):
     def forward(self, batch: Sequence[Rows]) -> torch.Tensor:
         """Logits, (rows with `sample`, vocabulary); extends the keys and values of every row."""
 
+    def load_adapter(self, adapter: Adapter, in_use: Collection[str]) -> None:
+        """Have `adapter` in memory; those in `in_use` stay."""
+
+    @property
+    def adapters(self) -> int:
+        """Adapters in memory."""
+
 
 class Multiplexer:
     """State of all turns and sessions. Of one thread; every method returns soon, `step` after one pass."""
@@ -59,7 +66,10 @@ class Multiplexer:
         return bool(self._running or self._waiting)
 
     def submit(self, turn: Turn) -> None:
-        """Queue `turn`. Raises EngineError if its session is busy or if it can never fit the budget."""
+        """Queue `turn`.
+
+        Raises EngineError if its session is busy, if it can never fit the budget or if its adapter cannot be loaded.
+        """
         if any(other.session == turn.session for other in self._turns()):
             raise busy(turn.session)
         need = self._cache.bytes_for(turn.total_tokens)
@@ -69,6 +79,9 @@ class Multiplexer:
                 f"memory, kv_budget_bytes is {self._limits.kv_budget_bytes}: lower max_tokens or raise it",
                 code="kv_budget_exceeded",
             )
+        if turn.adapter is not None:
+            in_use = {key for other in self._turns() if (key := other.adapter_key) is not None}
+            self._network.load_adapter(turn.adapter, in_use)
         self._waiting.append(turn)
 
     def cancel(self, turn: Turn) -> list[Output]:
@@ -94,7 +107,12 @@ class Multiplexer:
         batch, sampled = [], []
         for turn, need, count in zip(self._running, needs, granted, strict=True):
             if count and turn.kv is not None:
-                rows = Rows(kv=turn.kv, tokens=turn.next_tokens(count), sample=count == need)
+                rows = Rows(
+                    kv=turn.kv,
+                    tokens=turn.next_tokens(count),
+                    sample=count == need,
+                    adapter=turn.adapter_key,
+                )
                 batch.append(rows)
                 if rows.sample:
                     sampled.append(turn)
@@ -125,6 +143,7 @@ class Multiplexer:
             evictions=self._cache.evictions,
             generated_tokens=self._generated_tokens,
             weights_bytes=self._network.weights_bytes,
+            adapters=self._network.adapters,
         )
 
     def _turns(self) -> list[Turn]:
@@ -134,7 +153,7 @@ class Multiplexer:
         """First come, first served: a long turn that waits for room is not overtaken, so it cannot starve."""
         while self._waiting and len(self._running) < self._limits.max_batch:
             turn = self._waiting[0]
-            kv = self._cache.lend(turn.session, turn.prompt, turn.total_tokens)
+            kv = self._cache.lend(turn.session, turn.prompt, turn.total_tokens, turn.adapter_key)
             if kv is None:
                 return
             self._waiting.popleft()

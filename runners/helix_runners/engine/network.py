@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -12,6 +12,8 @@ from helix_es.core.errors import EngineError, Misconfigured
 from helix_runners.engine.attention import ATTENTION, Span
 from helix_runners.engine.kv import Geometry, KeyValues
 from helix_runners.engine.linear import pack_linear_layers
+from helix_runners.engine.lora import Adapters
+from helix_runners.engine.port import Adapter
 
 # Position codes that depend on the longest sequence of the batch: keys in memory would become wrong.
 _ROPE_REFUSED = ("dynamic", "longrope")
@@ -26,6 +28,8 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 
     kv: KeyValues
     tokens: Sequence[int]
+    adapter: str | None = None
+    """Key of the adapter that computes them."""
     sample: bool
     """Whether the logits after the last of them are wanted."""
 
@@ -63,6 +67,7 @@ class Network:
             expected = _own_logits(model)
             pack_linear_layers(cast(torch.nn.Module, model))
         model.set_attn_implementation(ATTENTION)
+        self._adapters = Adapters(cast(torch.nn.Module, model), dtype=model.dtype)
         self._body = model.base_model
         self._head = model.get_output_embeddings()
         self.geometry = _geometry(model)
@@ -86,6 +91,7 @@ class Network:
             tokens.extend(rows.tokens)
             if rows.sample:
                 wanted.append(len(tokens) - 1)
+        self._adapters.select([(rows.adapter, len(rows.tokens)) for rows in batch])
         where = torch.tensor([tokens, positions, wanted + [0] * (len(tokens) - len(wanted))])
         where = where.to(self._device)  # one transfer for the three
         hidden = self._body(
@@ -95,6 +101,16 @@ class Network:
         for rows in batch:
             rows.kv.commit(len(rows.tokens))
         return cast(torch.Tensor, logits)
+
+    @torch.inference_mode()
+    def load_adapter(self, adapter: Adapter, in_use: Collection[str]) -> None:
+        """Have `adapter` in memory. Raises EngineError if it does not fit the model or the memory."""
+        self._adapters.load(adapter.key, adapter.folder, in_use)
+
+    @property
+    def adapters(self) -> int:
+        """Adapters in memory."""
+        return len(self._adapters)
 
     def _compare(self, expected: torch.Tensor) -> None:
         """A wrong answer must not go unnoticed: compare prefill and decode with the model's own attention."""

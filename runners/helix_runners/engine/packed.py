@@ -18,7 +18,7 @@ import torch
 from helix_es.core.errors import EngineError, HelixError, PromptTooLong
 from helix_es.core.events import Message
 from helix_runners.engine.multiplexer import Multiplexer, Output, busy
-from helix_runners.engine.port import EngineStats, Finished, Piece, Sampling
+from helix_runners.engine.port import Adapter, EngineStats, Finished, Piece, Sampling
 from helix_runners.engine.prompt import ChatPrompt
 from helix_runners.engine.stream import Item, Stream
 from helix_runners.engine.turn import Turn
@@ -85,12 +85,17 @@ class PackedEngine:
         return self._stopped
 
     async def generate(
-        self, session: str, messages: Sequence[Message], sampling: Sampling
+        self,
+        session: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        adapter: Adapter | None = None,
     ) -> AsyncGenerator[Piece | Finished, None]:
         """Stream the answer to `messages`; the last item is `Finished`. See TextEngine.generate."""
         self._refuse_if_stopped()
         stream = Stream(asyncio.get_running_loop())
-        turn = await self._prepare(session, messages, sampling, stream)
+        prompt = await self._prepare(session, messages, stream)
+        turn = self._turn(session, prompt, sampling, adapter)
         if not stream.complete:
             self._post(partial(self._submit, turn, stream))
         try:
@@ -125,20 +130,17 @@ class PackedEngine:
 
     # The caller's side
 
-    async def _prepare(
-        self, session: str, messages: Sequence[Message], sampling: Sampling, stream: Stream
-    ) -> Turn:
+    async def _prepare(self, session: str, messages: Sequence[Message], stream: Stream) -> list[int]:
         """Tokenise in a thread of its own: a long conversation must not hold up those that stream."""
         if session in self._preparing:
             raise busy(session)
         self._preparing[session] = stream
         try:
-            prompt = await asyncio.to_thread(self._prompt.encode, messages)
+            return await asyncio.to_thread(self._prompt.encode, messages)
         finally:
             del self._preparing[session]
-        return self._turn(session, prompt, sampling)
 
-    def _turn(self, session: str, prompt: list[int], sampling: Sampling) -> Turn:
+    def _turn(self, session: str, prompt: list[int], sampling: Sampling, adapter: Adapter | None) -> Turn:
         room = self._context_tokens - len(prompt)
         if room < 1:
             raise PromptTooLong(
@@ -146,7 +148,8 @@ class PackedEngine:
                 "one of the answer: shorten it or start a new session"
             )
         fitting = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        return Turn(session, prompt, fitting, decode=self._prompt.decode, ends=self._ends)
+        decode = self._prompt.decode
+        return Turn(session, prompt, fitting, decode=decode, ends=self._ends, adapter=adapter)
 
     def _refuse_if_stopped(self) -> None:
         if self._stopped is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -20,6 +21,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """What a conversation is answered with beside the model: a LoRA in peft's format."""
+
+    key: str
+    """The same key always means the same weights."""
+    folder: Path
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +60,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     evictions: int
     generated_tokens: int
     weights_bytes: int
+    adapters: int = 0
+    """Adapters in memory."""
 
 
 class TextEngine(Protocol):
@@ -65,13 +76,18 @@ class TextEngine(Protocol):
         """Why it computes no more, or None while it does."""
 
     def generate(
-        self, session: str, messages: Sequence[Message], sampling: Sampling
+        self,
+        session: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        adapter: Adapter | None = None,
     ) -> AsyncIterator[Piece | Finished]:
         """Stream the answer to `messages`; the last item is `Finished`.
 
-        One generation a session at a time. Closing the iterator cancels it at the next step.
+        Sessions with different adapters, and with none, share one model and each step. One generation a session
+        at a time. Closing the iterator cancels it at the next step.
         Raises PromptTooLong before any computation if prompt + 1 token do not fit the context
-        (max_tokens is lowered to what fits); EngineError if the engine has stopped.
+        (max_tokens is lowered to what fits); EngineError if the engine has stopped or the adapter cannot be used.
         """
 
     async def cancel(self, session: str) -> None:

@@ -10,10 +10,12 @@ from helix_runners.engine.kv import BLOCK_TOKENS, Geometry, KeyValues
 class _Held:
     """What is kept of one session. While it is lent, `charged_bytes` is all that the turn may need."""
 
-    __slots__ = ("charged_bytes", "forgotten", "kv", "lent", "tokens")
+    __slots__ = ("adapter", "charged_bytes", "forgotten", "kv", "lent", "tokens")
 
     def __init__(self, kv: KeyValues) -> None:
         self.kv = kv
+        self.adapter: str | None = None
+        """Keys and values of one adapter are wrong for another."""
         self.tokens: list[int] = []
         """The tokens whose keys and values are in `kv`, in order."""
         self.charged_bytes = 0
@@ -45,7 +47,9 @@ class SessionCache:
         """Bytes that a turn of `tokens` in all is charged."""
         return KeyValues(self._geometry, block_tokens=self._block_tokens).bytes_for(tokens)
 
-    def lend(self, session: str, prompt: Sequence[int], total_tokens: int) -> KeyValues | None:
+    def lend(
+        self, session: str, prompt: Sequence[int], total_tokens: int, adapter: str | None = None
+    ) -> KeyValues | None:
         """Keys and values that hold the longest known beginning of `prompt`, at most all but one token.
 
         Room for `total_tokens` is charged, evicting idle sessions if need be. None if there is not enough
@@ -56,7 +60,8 @@ class SessionCache:
         need = max(self.bytes_for(total_tokens), held.kv.nbytes)
         if not self._make_room(need, session):
             return None
-        held.kv.crop(common_prefix(held.tokens, prompt[:-1]))
+        held.kv.crop(common_prefix(held.tokens, prompt[:-1]) if held.adapter == adapter else 0)
+        held.adapter = adapter
         held.tokens = []
         held.charged_bytes = need
         held.lent = True

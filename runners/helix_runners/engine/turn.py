@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from helix_runners.engine.kv import KeyValues
-from helix_runners.engine.port import Finished, FinishReason, Sampling
+from helix_runners.engine.port import Adapter, Finished, FinishReason, Sampling
 from helix_runners.engine.sampling import Sampler
 from helix_runners.engine.text import Decode, TextStream
 
@@ -14,11 +14,19 @@ class Turn:
     """Mutable, of one thread. Identity counts: a session has another turn later."""
 
     def __init__(
-        self, session: str, prompt: list[int], sampling: Sampling, *, decode: Decode, ends: Collection[int]
+        self,
+        session: str,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        decode: Decode,
+        ends: Collection[int],
+        adapter: Adapter | None = None,
     ) -> None:
         """`sampling.max_tokens` must already fit the context. Raises EngineError for invalid sampling."""
         self.session = session
         self.prompt = prompt
+        self.adapter = adapter
         self.max_tokens = sampling.max_tokens
         self.sampler = Sampler(sampling)
         self.generated: list[int] = []
@@ -37,6 +45,11 @@ class Turn:
     def tokens(self) -> list[int]:
         """Prompt and answer so far."""
         return self.prompt + self.generated
+
+    @property
+    def adapter_key(self) -> str | None:
+        """What the adapter is called, None without one."""
+        return None if self.adapter is None else self.adapter.key
 
     def start(self, kv: KeyValues) -> None:
         """`kv` holds the beginning of the prompt."""

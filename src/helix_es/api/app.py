@@ -12,6 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ExceptionHandlersMap
 
 from helix_es import telemetry
+from helix_es.api.files import FORM_BYTES, FileRoutes
 from helix_es.api.floor import Floor
 from helix_es.api.health import livez, metrics, readyz
 from helix_es.api.openai import OpenAI, openai_error
@@ -19,6 +20,7 @@ from helix_es.api.page import page
 from helix_es.api.problems import problem
 from helix_es.api.services import Services
 from helix_es.api.sessions import Sessions
+from helix_es.api.worker import TaskFiles, WorkerRoutes
 
 CATCH_UP_S = 120.0
 
@@ -38,7 +40,14 @@ def create_app(services: Services) -> Litestar:
             await services.connection.close()
             telemetry.shutdown()
 
-    api = Router("/api/v1", route_handlers=[Sessions, Floor], exception_handlers=_handlers())
+    uploads = Router(
+        "/",
+        route_handlers=[FileRoutes, TaskFiles],
+        request_max_body_size=services.settings.limits.file_bytes + FORM_BYTES,
+    )
+    api = Router(
+        "/api/v1", route_handlers=[Sessions, Floor, WorkerRoutes, uploads], exception_handlers=_handlers()
+    )
     compatible = Router(
         "/",
         route_handlers=[OpenAI],

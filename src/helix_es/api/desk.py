@@ -9,6 +9,7 @@ import msgspec
 from opentelemetry.trace import SpanKind
 
 from helix_es import telemetry
+from helix_es.api.adapters import Shelf
 from helix_es.api.requests import (
     NewSession,
     NewTurn,
@@ -41,6 +42,7 @@ class Desk:
         replica: Replica,
         settings: Settings,
         counter: TokenCounter,
+        shelf: Shelf,
         *,
         new_id: Callable[[], str],
     ) -> None:
@@ -48,6 +50,8 @@ class Desk:
         self._replica = replica
         self._settings = settings
         self._counter = counter
+        self._adapters = shelf.adapters
+        self._files = shelf.files
         self._new_id = new_id
 
     # -- opening
@@ -56,20 +60,27 @@ class Desk:
         self, body: NewSession, owner: str, key: str | None = None, history: list[e.Message] | None = None
     ) -> Session:
         """Return the new session with its first turn in the queue; with `key`, the one it made before."""
-        slug, model = checked_session(body, self._settings)
-        params = checked_params(body.params, self._settings)
-        said = "".join(each.content for each in history or ()) + (body.system or "") + body.prompt
-        await self._counter.check(model, said)
+        workload = checked_session(body, self._settings)
+        params = checked_params(body.params, self._settings, workload)
+        if workload.type == "text":
+            said = "".join(each.content for each in history or ()) + (body.system or "") + body.prompt
+            await self._counter.check(self._settings.models[workload.model], said)
+        adapter_files = self._adapters.files(owner, workload.model, body.adapter)
+        if body.dataset is not None:
+            await self._check_dataset(body.dataset, owner)
         session = e.SessionId(digest("session", owner, key) if key else self._new_id())
         request = digest(msgspec.json.encode(body).decode(), msgspec.json.encode(history).decode())
         created = e.SessionCreated(
             session=session,
             owner=owner,
-            mode=body.mode,
-            type=body.type,
-            model=slug,
+            mode=workload.mode,
+            type=workload.type,
+            model=workload.model,
             system=body.system,
             params=params,
+            adapter=body.adapter,
+            adapter_files=adapter_files,
+            dataset=body.dataset,
             name=body.name,
             priority=body.priority,
             request=request,
@@ -77,9 +88,9 @@ class Desk:
         queued = e.TurnQueued(
             session=session,
             turn=1,
-            mode=body.mode,
-            type=body.type,
-            model=slug,
+            mode=workload.mode,
+            type=workload.type,
+            model=workload.model,
             owner=owner,
             priority=body.priority,
             prompt=body.prompt,
@@ -96,6 +107,14 @@ class Desk:
             await self._append(queued, found.last_seq, request)
             found = await self.read(session, owner)
         return found
+
+    async def _check_dataset(self, file: str, owner: str) -> None:
+        """Raise Rejected for a dataset that is not there or was not checked as one."""
+        info = await self._files.info(file, owner)
+        if info.purpose != "dataset":
+            raise Rejected(
+                "invalid_dataset", f"dataset: file {file[:80]} is of purpose '{info.purpose}', not 'dataset'"
+            )
 
     async def _append_both(
         self, created: e.SessionCreated, queued: e.TurnQueued, request: str, *, fresh: bool
@@ -171,11 +190,10 @@ class Desk:
     ) -> Turn:
         """Append the next turn and return it: to its GPU at once if it holds one, else to the queue."""
         check_prompt(body.prompt, self._settings)
-        params = checked_params(body.params, self._settings)
         named = digest("turn", key) if key else ""
-        request = named + digest(body.prompt, str(sorted(params.items()))) if key else self._new_id()
+        request = named + digest(body.prompt, str(sorted(body.params.items()))) if key else self._new_id()
         if not key:
-            quick = await self._continue_quickly(session, body, owner, params, request, history)
+            quick = await self._continue_quickly(session, body, owner, request, history)
             if quick is not None:
                 return quick
         for _ in range(ATTEMPTS):
@@ -186,7 +204,7 @@ class Desk:
             if done is not None:
                 return done
             self._refuse_unless_open_for_more(found)
-            await self._counter.check(self._settings.models.get(found.model), body.prompt)
+            params = await self._checked_turn(body, found.workload)
             event = self._next(found, body, params, request, history)
             try:
                 seq = await self._append(event, found.last_seq, request)
@@ -201,7 +219,6 @@ class Desk:
         session: str,
         body: NewTurn,
         owner: str,
-        params: dict[str, object],
         request: str,
         history: list[e.Message] | None,
     ) -> Turn | None:
@@ -209,7 +226,7 @@ class Desk:
         seat = self._replica.state.seats.get(session)
         if seat is None or seat.phase != "idle" or seat.gpu is None or seat.owner != owner:
             return None
-        await self._counter.check(self._settings.models.get(seat.workload.model), body.prompt)
+        params = await self._checked_turn(body, seat.workload)
         event = e.TurnContinued(
             session=seat.session,
             turn=seat.turn + 1,
@@ -242,6 +259,12 @@ class Desk:
             queued_ms=record.at_ms,
             admitted_ms=record.at_ms,
         )
+
+    async def _checked_turn(self, body: NewTurn, workload: e.Workload) -> dict[str, object]:
+        """Return the turn's parameters. Raises Rejected if it cannot be served."""
+        if workload.type == "text":
+            await self._counter.check(self._settings.models.get(workload.model), body.prompt)
+        return checked_params(body.params, self._settings, workload)
 
     @staticmethod
     def _refuse_unless_open_for_more(found: Session) -> None:

@@ -79,6 +79,23 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[ModelView]
 
 
+class AdapterView(msgspec.Struct, kw_only=True):
+    """A fine-tune that can answer."""
+
+    adapter: str
+    model: str
+    session_id: str
+    files: list[str]
+    created_at: str
+
+
+class AdapterList(msgspec.Struct, kw_only=True):
+    """The asker's adapters, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[AdapterView]
+
+
 class PoolView(msgspec.Struct, kw_only=True):
     """How many GPUs there should be and are."""
 
@@ -139,6 +156,21 @@ class Floor(Controller):
                 )
             )
         return ModelList(data=rows)
+
+    @get("/adapters", summary="Fine-tunes that can answer")
+    async def adapters(self, services: Services, request: Web) -> AdapterList:
+        owner = owner_of(request, services.settings.auth)
+        rows = [
+            AdapterView(
+                adapter=each.name,
+                model=each.model,
+                session_id=each.session,
+                files=each.files,
+                created_at=instant(each.created_ms) or "",
+            )
+            for each in services.adapters.of(owner)
+        ]
+        return AdapterList(data=rows)
 
     @get("/fleet", summary="Sizes wanted and present")
     async def fleet(self, services: Services, request: Web) -> Fleet:

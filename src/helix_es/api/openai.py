@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -14,10 +14,11 @@ from litestar.response import Stream
 from helix_es.api import openai_types as t
 from helix_es.api.owner import owner_of
 from helix_es.api.problems import classify
-from helix_es.api.requests import NewSession, NewTurn, checked_history, checked_params, digest
+from helix_es.api.requests import NewSession, NewTurn, checked_history, digest
 from helix_es.api.services import Services
 from helix_es.api.sessions import SSE_HEADERS, Web
 from helix_es.api.stream import Cursor, SessionStream
+from helix_es.core.catalogue import Model
 from helix_es.core.errors import HelixError, Rejected
 from helix_es.core.events import Message
 from helix_es.core.history import Session, Turn
@@ -42,17 +43,21 @@ class OpenAI(Controller):
 
     @get("/models", summary="The models")
     async def models(self, services: Services, request: Web) -> t.ModelCards:
-        owner_of(request, services.settings.auth)
         rows = sorted(services.settings.models.items())
-        return t.ModelCards(data=[t.ModelCard(id=slug) for slug, model in rows if model.type == "text"])
+        owner = owner_of(request, services.settings.auth)
+        names = [slug for slug, model in rows if model.type == "text"]
+        names += [f"{each.model}:{each.name}" for each in services.adapters.of(owner)]
+        return t.ModelCards(data=[t.ModelCard(id=name) for name in names])
 
     @get("/models/{name:path}", summary="One model")
     async def model(self, name: str, services: Services, request: Web) -> t.ModelCard:
-        owner_of(request, services.settings.auth)
-        slug = name.strip("/")
+        owner = owner_of(request, services.settings.auth)
+        wanted = name.strip("/")
+        slug, adapter = adapted(wanted, services.settings.models)
         if slug not in services.settings.models:
             raise Rejected("unknown_model", f"The model {slug[:100]!r} does not exist")
-        return t.ModelCard(id=slug)
+        services.adapters.files(owner, slug, adapter)
+        return t.ModelCard(id=wanted)
 
     @post("/chat/completions", status_code=200, summary="A chat completion", response_model=None)
     async def chat(self, data: t.ChatRequest, services: Services, request: Web) -> Response[Any] | Stream:
@@ -90,7 +95,6 @@ class Chat:
         messages = conversation(self._data.messages)
         prompt, history = messages[-1], checked_history(messages[:-1], self._services.settings)
         params = self._params()
-        checked_params(params, self._services.settings)
         desk = self._services.desk
         key = None
         if self._key is not None:
@@ -99,7 +103,8 @@ class Chat:
                 more = NewTurn(prompt=prompt.content, params=params)
                 brought = None if found.messages(len(found.turns)) + _answered(found) == history else history
                 return (await desk.say(found.session, more, self._owner, history=brought)).turn
-        body = NewSession(model=self._data.model, prompt=prompt.content, params=params)
+        model, adapter = adapted(self._data.model, self._services.settings.models)
+        body = NewSession(model=model, adapter=adapter, prompt=prompt.content, params=params)
         opened = await desk.open(body, self._owner, key, history or None)
         self.session = opened.session
         return len(opened.turns)
@@ -263,6 +268,14 @@ def _usage(turn: Turn) -> t.ChatUsage:
     )
 
 
+def adapted(name: str, models: Mapping[str, Model]) -> tuple[str, str | None]:
+    """Return (model, adapter) of a name as in `smollm2:pirate`; a fine-tuned model is called so among the models."""
+    if any(name.lower() in (slug.lower(), model.name.lower()) for slug, model in models.items()):
+        return name, None
+    model_name, colon, adapter = name.partition(":")
+    return model_name, adapter if colon else None
+
+
 def refuse_unserved(data: t.ChatRequest) -> None:
     """Raise Rejected for what is asked and would silently be left out."""
     if data.n not in (None, 1):
@@ -296,7 +309,7 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
     """Return (status, body) of an error in OpenAI's shape."""
     code, status, detail = classify(error)
-    if code == "unknown_model":
+    if code in ("unknown_model", "unknown_adapter"):
         code, status = "model_not_found", 404
     elif status == 422:
         status = 400

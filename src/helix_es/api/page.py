@@ -22,7 +22,7 @@ def _page() -> tuple[str, dict[str, str]]:
     for kind, text in _INLINE.findall(html):
         hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
     policy = (
-        f"default-src 'none'; connect-src 'self'; img-src data:; style-src {' '.join(hashes['style'])}; "
+        f"default-src 'none'; connect-src 'self'; img-src data: blob:; style-src {' '.join(hashes['style'])}; "
         f"script-src {' '.join(hashes['script'])}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html, {

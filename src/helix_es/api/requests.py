@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import msgspec
 
-from helix_es.core.catalogue import Model, find
+from helix_es.core import events as e
+from helix_es.core.catalogue import Picture, find
 from helix_es.core.errors import Rejected
 from helix_es.core.events import Kind, Message, Mode
+from helix_es.core.params import ImageParams, TrainParams, parsed
 from helix_es.settings import Settings
 
 PRIORITIES = range(-10, 11)
 MOST_STOPS = 8
 STOP_CHARS = 200
 KEY_CHARS = 255
+ADAPTER = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 class NewSession(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /sessions."""
 
     model: str
-    prompt: str
+    prompt: str = ""
+    """What is asked; a fine-tune has none."""
     type: Kind = "text"
     mode: Mode = "create"
     system: str | None = None
@@ -50,24 +55,46 @@ class Params(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     stop: str | list[str] | None = None
 
 
-def checked_session(body: NewSession, settings: Settings) -> tuple[str, Model]:
-    """Return slug and row of the model that `body` asks for. Raises Rejected for whatever cannot be served."""
+def checked_session(body: NewSession, settings: Settings) -> e.Workload:
+    """Return the workload that `body` asks for. Raises Rejected for whatever cannot be served."""
     slug = find(settings.models, body.model)
     model = settings.models[slug]
     if model.type != body.type:
         raise Rejected("wrong_type", f"model {slug} makes {model.type}, not {body.type}")
-    if body.mode == "finetune" or body.dataset is not None:
-        raise Rejected("mode_unavailable", "mode 'finetune' is not served yet; use mode 'create'")
-    if body.adapter is not None:
-        raise Rejected("unknown_adapter", f"no adapter {body.adapter[:100]!r}; leave the field out")
     if body.priority not in PRIORITIES:
         raise Rejected("invalid_request", f"priority: {body.priority} is not allowed; it must be -10 to 10")
-    if body.system is not None and len(body.system) > settings.limits.prompt_chars:
-        raise Rejected("prompt_too_long", f"system: more than {settings.limits.prompt_chars} characters")
     if body.name is not None and not 0 < len(body.name) <= 200:
         raise Rejected("invalid_request", "name: must be 1 to 200 characters")
+    if body.mode == "finetune":
+        _check_finetune(body)
+    else:
+        _check_create(body, settings)
+    return e.Workload(body.mode, body.type, slug)
+
+
+def _check_create(body: NewSession, settings: Settings) -> None:
+    if body.dataset is not None:
+        raise Rejected("invalid_request", "dataset: belongs to mode 'finetune'; leave it out")
+    if body.type == "image" and (body.system is not None or body.adapter is not None):
+        raise Rejected("invalid_request", "system and adapter: belong to text; leave them out for images")
+    if body.system is not None and len(body.system) > settings.limits.prompt_chars:
+        raise Rejected("prompt_too_long", f"system: more than {settings.limits.prompt_chars} characters")
     check_prompt(body.prompt, settings)
-    return slug, model
+
+
+def _check_finetune(body: NewSession) -> None:
+    if body.type != "text":
+        raise Rejected("mode_unavailable", "mode 'finetune': only models of type 'text' can be fine-tuned")
+    if body.dataset is None:
+        raise Rejected(
+            "invalid_request", "dataset: is missing; upload one to POST /api/v1/files, give its file_id"
+        )
+    if body.name is None or not ADAPTER.fullmatch(body.name):
+        raise Rejected(
+            "invalid_request", "name: a fine-tune needs one for its adapter: 1 to 64 of a-z, 0-9, '_' and '-'"
+        )
+    if body.prompt or body.system is not None or body.adapter is not None:
+        raise Rejected("invalid_request", "prompt, system and adapter: a fine-tune has none; leave them out")
 
 
 def check_prompt(prompt: str, settings: Settings) -> None:
@@ -81,8 +108,36 @@ def check_prompt(prompt: str, settings: Settings) -> None:
         )
 
 
-def checked_params(raw: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def checked_params(raw: dict[str, Any], settings: Settings, workload: e.Workload) -> dict[str, Any]:
     """Return the parameters to store, refused where they are out of range."""
+    if workload.mode == "finetune":
+        return _given(parsed(raw, TrainParams))
+    if workload.type == "image":
+        return _given(_checked_picture(parsed(raw, ImageParams), settings, workload.model))
+    return _checked_text(raw, settings)
+
+
+def _given(params: ImageParams | TrainParams) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(params)
+    return found
+
+
+def _checked_picture(params: ImageParams, settings: Settings, slug: str) -> ImageParams:
+    """Refuse what one request must not take: a few numbers could ask for hours and for all the memory."""
+    model = settings.models.get(slug)
+    most = (model.image if model is not None else None) or Picture()
+    for name, value, limit in (
+        ("width", params.width, most.most_side),
+        ("height", params.height, most.most_side),
+        ("steps", params.steps, most.most_steps),
+        ("count", params.count, most.most_count),
+    ):
+        if value is not None:
+            _within(name, value, 1, limit)
+    return params
+
+
+def _checked_text(raw: dict[str, Any], settings: Settings) -> dict[str, Any]:
     try:
         params = msgspec.convert(raw, Params)
     except msgspec.ValidationError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from helix_es.api.adapters import Adapters, Shelf
 from helix_es.api.desk import Desk
 from helix_es.api.directory import Directory
 from helix_es.api.tokens import TokenCounter
+from helix_es.api.workers.parts import Parts
+from helix_es.api.workers.workers import Workers
 from helix_es.core.events import Recorded
 from helix_es.jetstream.beats import Beats
 from helix_es.jetstream.client import Connection
 from helix_es.jetstream.deltas import Deltas
+from helix_es.jetstream.files import Files
 from helix_es.jetstream.log import JetStreamLog
 from helix_es.replica import Replica
 from helix_es.settings import Settings
@@ -32,6 +37,9 @@ class Services:
     deltas: Deltas
     desk: Desk
     beats: Beats
+    files: Files
+    adapters: Adapters
+    workers: Workers
     _latest: dict[str, Recorded] = field(default_factory=dict)
     _latest_at: float = 0.0
 
@@ -56,7 +64,10 @@ def build(
     # From the log's beginning, not from a snapshot: the directory needs every session that ever was.
     replica = Replica(log, from_snapshot=False)
     directory = Directory()
+    adapters = Adapters()
     replica.listen(directory.take)
+    replica.listen(adapters.take)
+    files = Files(connection, new_id=new_id)
     return Services(
         connection=connection,
         settings=settings,
@@ -64,6 +75,11 @@ def build(
         replica=replica,
         directory=directory,
         deltas=Deltas(connection),
-        desk=Desk(log, replica, settings, counter, new_id=new_id),
+        desk=Desk(log, replica, settings, counter, Shelf(adapters, files), new_id=new_id),
         beats=Beats(connection),
+        files=files,
+        adapters=adapters,
+        workers=Workers(
+            Parts.build(connection, log, replica, settings, files, new_secret=lambda: secrets.token_hex(16))
+        ),
     )

@@ -15,7 +15,7 @@ from helix_es.core.codec import type_of
 from helix_es.core.errors import Rejected, Unavailable
 from helix_es.core.history import Session, Turn, evolve
 from helix_es.core.subjects import session_filter
-from helix_es.jetstream.deltas import Delta, Deltas
+from helix_es.jetstream.deltas import Delta, Deltas, Step
 from helix_es.log import Log
 from helix_es.replica import Replica
 
@@ -118,6 +118,10 @@ class SessionStream:
         if isinstance(got, Delta):
             if only_turn not in (None, got.turn):
                 return
+            if got.step is not None:
+                if (told := self._told(got, got.step)) is not None:
+                    yield told
+                return
             async for item in self._piece(got):
                 yield item
             return
@@ -193,9 +197,30 @@ class SessionStream:
         turn = self._session.open_turn
         if turn is None or turn.state != "running" or only_turn not in (None, turn.turn):
             return
+        last: Item | None = None
         for piece in await self._deltas.read(self._name, turn.turn, turn.attempt):
+            if piece.step is not None:
+                last = self._told(piece, piece.step)
+                continue
             async for item in self._piece(piece):
                 yield item
+        if last is not None:
+            yield last
+
+    def _told(self, piece: Delta, step: Step) -> Item | None:
+        """A step of the running attempt. It has no id: whoever resumes is told the newest, not those it missed."""
+        turn = self._session.open_turn
+        if turn is None or (turn.turn, turn.attempt) != (piece.turn, piece.attempt):
+            return None
+        data = {
+            "turn": piece.turn,
+            "attempt": piece.attempt,
+            "step": step.step,
+            "steps": step.steps,
+            "detail": step.detail,
+            "preview": f"data:image/png;base64,{step.preview}" if step.preview else None,
+        }
+        return Item("progress", None, data)
 
     async def _piece(self, piece: Delta) -> AsyncIterator[Item]:
         turn = self._session.open_turn
@@ -206,7 +231,8 @@ class SessionStream:
             return
         if piece.offset > self._chars:  # one was lost on the way; the stream remembers it
             try:
-                pieces = await self._deltas.read(self._name, turn.turn, turn.attempt)
+                read = await self._deltas.read(self._name, turn.turn, turn.attempt)
+                pieces = [each for each in read if each.step is None]
             except Unavailable:
                 return  # the end of the turn carries all of it
         else:

@@ -9,7 +9,7 @@ import msgspec
 
 from helix_es.core import events as e
 from helix_es.core.floor import Gpu
-from helix_es.core.history import Session, Turn
+from helix_es.core.history import Progress, Session, Turn
 from helix_es.core.occupancy import Occupancy
 
 GPU_STATES = {"joined": "joining", "assigned": "loading", "ready": "ready"}
@@ -33,6 +33,8 @@ class TurnView(msgspec.Struct, kw_only=True):
     output: str
     files: list[str]
     error: e.Failure | None
+    progress: Progress | None
+    """How far a long turn was when it last said so."""
     attempt: int
     gpu: str | None
     usage: e.Usage
@@ -55,6 +57,8 @@ class SessionView(msgspec.Struct, kw_only=True):
     gpu: str | None
     owner: str
     name: str | None
+    adapter: str | None
+    dataset: str | None
     priority: int
     created_at: str
     queue: QueueView | None
@@ -97,6 +101,7 @@ def turn_view(turn: Turn) -> TurnView:
         output=turn.output,
         files=turn.files,
         error=turn.error,
+        progress=turn.progress,
         attempt=turn.attempt,
         gpu=turn.gpu,
         usage=turn.usage,
@@ -120,6 +125,8 @@ def session_view(session: Session, state: Occupancy) -> SessionView:
         gpu=session.gpu,
         owner=session.owner,
         name=session.name,
+        adapter=session.adapter,
+        dataset=session.dataset,
         priority=session.priority,
         created_at=instant(session.created_ms) or "",
         queue=queue_view(session.session, state),

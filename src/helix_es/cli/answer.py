@@ -30,6 +30,14 @@ class Text(msgspec.Struct, frozen=True):
     text: str
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far a long turn is."""
+
+    step: int
+    steps: int
+    detail: dict[str, Any]
+
+
 class Again(msgspec.Struct, frozen=True):
     """Another attempt replaces all the text there was."""
 
@@ -48,7 +56,7 @@ class Ended(msgspec.Struct, frozen=True):
     turn: dict[str, Any]
 
 
-Update = Place | Text | Again | Dropped | Ended
+Update = Place | Text | Progress | Again | Dropped | Ended
 
 
 class Answer:
@@ -126,9 +134,14 @@ class Answer:
         elif name == "delta":
             if data["turn"] == self._turn:
                 yield from self._piece(data["attempt"], data["offset"], data["text"])
+        elif name == "progress":
+            if data["turn"] == self._turn:
+                yield Progress(data["step"], data["steps"], data["detail"])
         elif (turn := data.get("turn")) is not None and turn["turn"] == self._turn:
             if turn["state"] in ENDED:
                 yield from self._end(turn)
+            elif name == "turn.progressed" and (told := turn["progress"]) is not None:
+                yield Progress(told["step"], told["steps"], told["detail"])
             else:
                 yield from self._attempted(turn["attempt"])
 

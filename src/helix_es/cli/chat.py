@@ -31,6 +31,7 @@ def _session_id(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @url_option
 @click.option("--session", "session_id", callback=_session_id, help="Go on with this session.")
 @click.option("--model", help=f"Catalogue slug or full name.  [default: {DEFAULT_MODEL}]")
+@click.option("--adapter", help="Name of a fine-tune: the model as it was trained there.")
 @click.option("--system", help="What the model is told before anything else.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 is deterministic.")
@@ -43,6 +44,7 @@ def chat(
     prompt: str | None,
     as_json: bool,
     model: str | None,
+    adapter: str | None,
     system: str | None,
     **params: Any,
 ) -> None:
@@ -50,12 +52,16 @@ def chat(
 
     Ctrl-C during an answer cancels it.
     """
-    if session_id is not None and (model is not None or system is not None):
-        raise click.UsageError("--model and --system belong to a new session; leave them out with --session")
+    begun = {"model": model, "adapter": adapter, "system": system}
+    opening = {name: value for name, value in begun.items() if value is not None}
+    if session_id is not None and opening:
+        raise click.UsageError(
+            "--model, --adapter and --system belong to a new session; leave them out with --session"
+        )
     prompt = _prompt(prompt, as_json)
     from helix_es.cli.talk import Talk, Teller
 
-    opening = {"model": model or DEFAULT_MODEL} | ({"system": system} if system is not None else {})
+    opening.setdefault("model", DEFAULT_MODEL)
     given = {name: value for name, value in params.items() if value is not None}
     with calling(url) as api:
         talk = Talk(api, session_id=session_id, opening=opening, params=given)

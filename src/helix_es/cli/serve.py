@@ -156,27 +156,74 @@ def runner() -> None:
     """Run a model on a GPU of this machine."""
 
 
+def gpu_options(default_model: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of a runner whose model runs in its own process."""
+    options = (
+        click.option(
+            "--model",
+            "models",
+            multiple=True,
+            default=(default_model,),
+            show_default=True,
+            help="Catalogue slug.",
+        ),
+        click.option("--device", help="cpu, cuda:0, …; by default the first GPU, else the processor."),
+        click.option("--gpu", envvar="HELIX_GPU", help="Name of the GPU, as <node>-<index>."),
+        click.option(
+            "--slots",
+            type=click.IntRange(1, 10_000),
+            help="Sessions it holds; by default what memory allows.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="Threads to compute with on a processor."
+        ),
+        click.option("--drain-s", type=click.FloatRange(0, 3600), default=10.0, show_default=True),
+    )
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return served(command)
+
+    return add
+
+
 @runner.command("text")
-@served
-@click.option(
-    "--model", "models", multiple=True, default=("smollm2",), show_default=True, help="Catalogue slug."
-)
-@click.option("--device", help="cpu, cuda:0, …; by default the first GPU, else the processor.")
-@click.option("--gpu", envvar="HELIX_GPU", help="Name of the GPU, as <node>-<index>.")
-@click.option(
-    "--slots", type=click.IntRange(1, 10_000), help="Sessions it holds; by default what memory allows."
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads to compute with on a processor.")
-@click.option("--drain-s", type=click.FloatRange(0, 3600), default=10.0, show_default=True)
-def runner_text(config: str | None, models: tuple[str, ...], **options: Any) -> None:
-    """Serve text models."""
+@gpu_options("smollm2")
+def runner_text(config: str | None, **options: Any) -> None:
+    """Serve text models; many conversations, and many adapters, share one model."""
+    from helix_runners.main import text_work
+
+    _serve(config, {"type": "text"}, text_work(options.pop("threads")), options)
+
+
+@runner.command("image")
+@gpu_options("scenes")
+def runner_image(config: str | None, **options: Any) -> None:
+    """Serve image models; several pictures are made at once, step by step."""
+    from helix_runners.main import image_work
+
+    _serve(config, {"type": "image"}, image_work(options.pop("threads")), options)
+
+
+@runner.command("finetune")
+@gpu_options("smollm2")
+def runner_finetune(config: str | None, **options: Any) -> None:
+    """Train adapters, one at a time; this GPU serves no chats."""
+    from helix_runners.main import finetune_work
+
+    _serve(config, {"type": "text", "mode": "finetune"}, finetune_work(options.pop("threads")), options)
+
+
+def _serve(config: str | None, kind: dict[str, Any], make_work: Any, options: dict[str, Any]) -> None:
     from helix_es.settings import read
+    from helix_runners.main import RunnerOptions, serve
 
     log_lines()
     settings = read_or_fail(lambda: read(config))
-    from helix_runners.main import text_runner
-
-    run(lambda: text_runner(settings, models, options, connection, on_signals, node_name()), fast=True)
+    given = {name: options.pop(name) for name in RunnerOptions.__struct_fields__ if name in options}
+    made = RunnerOptions(**kind, **given, node=node_name(), nats=options)
+    run(lambda: serve(settings, made, make_work, connection, on_signals), fast=True)
 
 
 def read_or_fail(read: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""`helix sessions`, `gpus`, `queue`, `models`: what there is, as a table or as the API says it."""
+"""`helix sessions`, `gpus`, `queue`, `models`, `adapters`: what there is, as a table or as the API says it."""
 
 from __future__ import annotations
 
@@ -85,6 +85,19 @@ def models(url: str, as_json: bool) -> None:
     show(model_table(found["data"]))
 
 
+@click.command()
+@url_option
+@json_option
+def adapters(url: str, as_json: bool) -> None:
+    """List the fine-tunes that can answer: helix chat --adapter NAME."""
+    with calling(url) as api:
+        found = api.get("/api/v1/adapters")
+    if as_json:
+        show_json(found)
+        return
+    show(adapter_table(found["data"], now=datetime.now(UTC)))
+
+
 def show(table: Table) -> None:
     """Print a table whose cells others may have written."""
     from helix_es.cli.talk import printable
@@ -113,12 +126,13 @@ def session_table(rows: list[Row], *, now: datetime) -> Table:
 
 def gpu_table(rows: list[Row], *, now: datetime) -> Table:
     """Return GPUs with how full they are."""
-    columns = ["GPU", "KIND", "STATE", "MODEL", "SLOTS", "MEMORY", "LOAD", "HEARD"]
+    columns = ["GPU", "KIND", "STATE", "FOR", "MODEL", "SLOTS", "MEMORY", "LOAD", "HEARD"]
     return columns, [
         [
             row["gpu"],
             row["kind"],
             row["state"],
+            row["purpose"] or "-",
             row["model"] or "-",
             f"{row['slots_used']}/{row['slots']}",
             memory(row["memory_used_bytes"], row["memory_total_bytes"]),
@@ -157,6 +171,14 @@ def model_table(rows: list[Row]) -> Table:
     columns = ["MODEL", "NAME", "TYPE", "CONTEXT", "GPUS", "SLOTS", "WAITING"]
     keys = ["model", "name", "type", "context_tokens", "gpus", "slots", "waiting"]
     return columns, [[row[key] for key in keys] for row in rows]
+
+
+def adapter_table(rows: list[Row], *, now: datetime) -> Table:
+    """Return fine-tunes with what they were made of."""
+    columns = ["ADAPTER", "MODEL", "SESSION", "AGE"]
+    return columns, [
+        [row["adapter"], row["model"], row["session_id"], age(row["created_at"], now)] for row in rows
+    ]
 
 
 def memory(used: int | None, total: int) -> str:

@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 from typing import Any, TextIO
 
-from helix_es.cli.answer import Again, Answer, Dropped, Ended, Place, Text
+from helix_es.cli.answer import Again, Answer, Dropped, Ended, Place, Progress, Text
 from helix_es.cli.client import Api
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -156,6 +156,8 @@ def _follow(answer: Answer, printer: Printer | None, teller: Teller) -> dict[str
             match update:
                 case Place(position, wait_s):
                     teller.status(place_line(position, wait_s))
+                case Progress(step, steps):
+                    teller.status(f"step {step} of {steps}")
                 case Text(text) if printer is not None:
                     printer.text(text)
                 case Again(attempt) if printer is not None:

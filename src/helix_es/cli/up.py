@@ -17,6 +17,7 @@ import rich_click as click
 from helix_es.cli.output import run
 from helix_es.cli.serve import log_lines, node_name, on_signals
 from helix_es.core.errors import Misconfigured
+from helix_es.core.events import Kind
 from helix_es.jetstream.server import command as nats_command
 from helix_es.jetstream.server import free_port, write_config
 from helix_es.processes import Child, Supervisor, end_leftovers
@@ -36,8 +37,17 @@ class RunnerSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None
 
 
+# kind in --runners -> (words of `helix runner`, type of its models, model where none is named)
+KINDS: dict[str, tuple[str, Kind, str]] = {
+    "text": ("text", "text", "smollm2"),
+    "image": ("image", "image", "scenes"),
+    "batch": ("finetune", "text", "smollm2"),
+}
+RUNNERS = "text:smollm2,image:scenes,batch:smollm2"
+
+
 def parse_runners(spec: str, settings: Settings) -> list[RunnerSpec]:
-    """Return the runners that `spec` names, as in `text:smollm2*2,text:mistral@cuda:1`.
+    """Return the runners that `spec` names, as in `text:smollm2*2,text:mistral@cuda:1,image,batch`.
 
     Raises Misconfigured with the part that is wrong and the form that is allowed.
     """
@@ -47,11 +57,15 @@ def parse_runners(spec: str, settings: Settings) -> list[RunnerSpec]:
         body, _, device = body.partition("@")
         kind, _, model = body.partition(":")
         number = int(count) if count.isdigit() else 0 if star else 1
-        if kind != "text" or model not in settings.models or not 1 <= number <= 64:
+        if kind not in KINDS or not 1 <= number <= 64:
             raise Misconfigured(
-                f"--runners {part!r}: must be text:<model>[@<device>][*<count>] with a model of "
-                f"{', '.join(sorted(settings.models))}"
+                f"--runners {part!r}: must be {'|'.join(KINDS)}[:<model>][@<device>][*<count>], as in {RUNNERS}"
             )
+        _, makes, usual = KINDS[kind]
+        model = model or usual
+        if model not in settings.models or settings.models[model].type != makes:
+            there = ", ".join(sorted(slug for slug, each in settings.models.items() if each.type == makes))
+            raise Misconfigured(f"--runners {part!r}: {kind} needs one of the models {there}")
         found.append(RunnerSpec(kind=kind, model=model, count=number, device=device or None))
     return found
 
@@ -61,7 +75,7 @@ def parse_runners(spec: str, settings: Settings) -> list[RunnerSpec]:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the API listens on.")
 @click.option("--data-dir", default="var/helix", show_default=True, type=click.Path(file_okay=False))
 @click.option(
-    "--runners", default="text:smollm2", show_default=True, help="text:<model>[@<device>][*<count>],…"
+    "--runners", default=RUNNERS, show_default=True, help="text|image|batch[:<model>][@<device>][*<count>],…"
 )
 @click.option("--nats", "nats_url", envvar="HELIX_NATS_URL", help="Use this server, start none.")
 @click.option("--config", envvar="HELIX_CONFIG", type=click.Path(), help="TOML configuration.")
@@ -188,18 +202,27 @@ class Shop:
         await self._children.start(Child(name, command, env or {}))
 
     async def _start_runners(self, nats: str, specs: list[RunnerSpec]) -> None:
-        total = sum(spec.count for spec in specs)
-        threads = str(max(1, (os.cpu_count() or 1) // max(1, total)))
+        cores = os.cpu_count() or 1
         index = 0
         for spec in specs:
+            words, _, _ = KINDS[spec.kind]
+            # Shared among those of a kind: a training and a picture are rare guests beside the chats.
+            alike = sum(each.count for each in specs if each.kind == spec.kind)
             for _ in range(spec.count):
-                gpu = f"{node_name()}-{index}"
-                rest = ["--model", spec.model, "--gpu", gpu, "--drain-s", "2", *self._slots, *self._config]
-                if spec.device:
-                    rest += ["--device", spec.device]
-                else:
-                    rest += ["--threads", threads]
-                await self._child(f"runner-{index}", "runner text", nats, *rest)
+                rest = [
+                    "--model",
+                    spec.model,
+                    "--gpu",
+                    f"{node_name()}-{index}",
+                    "--drain-s",
+                    "2",
+                    *self._config,
+                ]
+                rest += [] if spec.kind == "batch" else self._slots
+                rest += (
+                    ["--device", spec.device] if spec.device else ["--threads", str(max(1, cores // alike))]
+                )
+                await self._child(f"runner-{index}", f"runner {words}", nats, *rest)
                 index += 1
 
     async def _until(self, url: str, seconds: float, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from helix_runners.engine.kv import Geometry
 from helix_runners.engine.multiplexer import Limits, Multiplexer, Output
 from helix_runners.engine.network import Rows
-from helix_runners.engine.port import Finished, Sampling
+from helix_runners.engine.port import Adapter, Finished, Sampling
 from helix_runners.engine.turn import Turn
 
 VOCABULARY = 264
@@ -90,7 +90,13 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 
 def turn(
-    session: str, prompt: list[int], max_tokens: int = 8, *, ends: Sequence[int] = (), **sampling: Any
+    session: str,
+    prompt: list[int],
+    max_tokens: int = 8,
+    *,
+    ends: Sequence[int] = (),
+    adapter: Adapter | None = None,
+    **sampling: Any,
 ) -> Turn:
     """A turn whose text is one character a token, and which no token ends unless said so."""
     return Turn(
@@ -99,6 +105,7 @@ def turn(
         Sampling(max_tokens=max_tokens, **sampling),
         decode=lambda tokens: "".join(chr(0x4E00 + token) for token in tokens),
         ends=ends,
+        adapter=adapter,
     )
 
 
@@ -123,10 +130,15 @@ class CountingNetwork:
             layers=1, kv_heads=1, head_dim=1, dtype=torch.float32, device=torch.device("cpu")
         )
         self.weights_bytes = 0
+        self.adapters = 0
         self.batches: list[list[int]] = []
         """Rows of every step."""
         self.fail_with: list[Exception] = []
         """Raised by the next steps, one each."""
+
+    def load_adapter(self, adapter: Adapter, in_use: Collection[str]) -> None:
+        """See Network.load_adapter."""
+        self.adapters += 1
 
     def forward(self, batch: Sequence[Rows]) -> torch.Tensor:
         """See Network.forward."""
