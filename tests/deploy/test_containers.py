@@ -29,6 +29,7 @@ KNOWN = {
     "HELIX_LIVEZ_URL",
     "HF_TOKEN",
     "STORE_DIR",
+    "TMPDIR",
 }
 SERVICE_KEYS = {
     "build",
@@ -157,23 +158,31 @@ def test_every_service_restarts_and_runs_without_rights(compose: dict[str, Any])
         assert service["read_only"] is True
 
 
-def test_the_runner_reserves_one_nvidia_gpu(compose: dict[str, Any]) -> None:
+RUNNERS = ("runner-text", "runner-image", "runner-finetune")
+
+
+def test_each_runner_reserves_an_nvidia_gpu_of_its_own(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    [device] = services["runner-text"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
-    assert [name for name, service in services.items() if "deploy" in service] == ["runner-text"]
+    for number, name in enumerate(RUNNERS):
+        [device] = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "device_ids": [str(number)], "capabilities": ["gpu"]}
+    assert {name for name, service in services.items() if "deploy" in service} == set(RUNNERS)
+
+
+def test_only_the_text_runner_starts_unless_told(compose: dict[str, Any]) -> None:
+    assert {name for name in RUNNERS if "profiles" not in compose["services"][name]} == {"runner-text"}
 
 
 def test_each_service_holds_its_own_seed_and_no_other(compose: dict[str, Any]) -> None:
     holders = {name: service for name, service in compose["services"].items() if "secrets" in service}
-    assert set(holders) == {"api", "scheduler", "runner-text"}
+    assert set(holders) == {"api", "scheduler", *RUNNERS}
     for service in holders.values():
         user = service["environment"]["HELIX_NATS_USER"]
         assert service["secrets"] == [user]
         assert service["environment"]["HELIX_NATS_SEED_FILE"] == f"/run/secrets/{user}"
         assert compose["secrets"][user] == {"file": f"./nats/secrets/{user}.nk"}
-    runner = holders["runner-text"]["environment"]
-    assert runner["HELIX_NATS_USER"] == f"runner-{runner['HELIX_GPU']}"
+    runners = [holders[name]["environment"] for name in RUNNERS]
+    assert all(runner["HELIX_NATS_USER"] == f"runner-{runner['HELIX_GPU']}" for runner in runners)
 
 
 def test_volumes_are_named_or_the_brokers_users(compose: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from tests.e2e.shop import Client
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 GOOD = {"model": "smollm2", "prompt": "Say hi.", "params": {"max_tokens": 2}}
+TUNE: dict[str, Any] = {"model": "smollm2", "mode": "finetune", "name": "a", "dataset": "nothing"}
+IMAGE: dict[str, Any] = {"model": "scenes", "type": "image", "prompt": "a house"}
 BAD: list[tuple[str, dict[str, Any] | bytes, int, str]] = [
     ("unknown model", {**GOOD, "model": "gpt-99"}, 422, "unknown_model"),
     ("empty prompt", {**GOOD, "prompt": ""}, 422, "empty_prompt"),
@@ -20,7 +22,27 @@ BAD: list[tuple[str, dict[str, Any] | bytes, int, str]] = [
     ("unknown type", {**GOOD, "type": "smell"}, 400, "invalid_request"),
     ("type that the model does not make", {**GOOD, "type": "image"}, 422, "wrong_type"),
     ("unknown mode", {**GOOD, "mode": "destroy"}, 400, "invalid_request"),
-    ("mode not served yet", {**GOOD, "mode": "finetune", "dataset": "d"}, 422, "mode_unavailable"),
+    ("a dataset without a fine-tune", {**GOOD, "dataset": "d"}, 400, "invalid_request"),
+    ("a fine-tune with a prompt", {**TUNE, "prompt": "x"}, 400, "invalid_request"),
+    ("a fine-tune without a name", {**TUNE, "name": None}, 400, "invalid_request"),
+    ("a fine-tune with a name that is none", {**TUNE, "name": "My Model"}, 400, "invalid_request"),
+    ("a fine-tune without a dataset", {**TUNE, "dataset": None}, 400, "invalid_request"),
+    ("a dataset that is not there", TUNE, 404, "file_not_found"),
+    ("a fine-tune of an image model", {**TUNE, "model": "scenes", "type": "image"}, 422, "mode_unavailable"),
+    ("a learning rate beyond reason", {**TUNE, "params": {"learning_rate": 9}}, 422, "invalid_params"),
+    ("a rank beyond reason", {**TUNE, "params": {"lora_rank": 100_000}}, 422, "invalid_params"),
+    ("a fine-tune with text parameters", {**TUNE, "params": {"max_tokens": 5}}, 422, "invalid_params"),
+    ("a picture of a text model", {**IMAGE, "model": "smollm2"}, 422, "wrong_type"),
+    ("a picture with a system prompt", {**IMAGE, "system": "x"}, 400, "invalid_request"),
+    ("a picture with an adapter", {**IMAGE, "adapter": "x"}, 400, "invalid_request"),
+    ("a giant picture", {**IMAGE, "params": {"width": 4096, "height": 4096}}, 422, "invalid_params"),
+    ("a picture too wide for its model", {**IMAGE, "params": {"width": 136}}, 422, "invalid_params"),
+    ("an odd size", {**IMAGE, "params": {"width": 65}}, 422, "invalid_params"),
+    ("endless steps", {**IMAGE, "params": {"steps": 1_000_000}}, 422, "invalid_params"),
+    ("no steps", {**IMAGE, "params": {"steps": 0}}, 422, "invalid_params"),
+    ("a thousand pictures", {**IMAGE, "params": {"count": 1000}}, 422, "invalid_params"),
+    ("not a number", {**IMAGE, "params": {"guidance": "NaN"}}, 422, "invalid_params"),
+    ("a picture with text parameters", {**IMAGE, "params": {"max_tokens": 5}}, 422, "invalid_params"),
     ("unknown adapter", {**GOOD, "adapter": "mine"}, 422, "unknown_adapter"),
     ("unknown field", {**GOOD, "promt": "x"}, 400, "invalid_request"),
     ("unknown parameter", {**GOOD, "params": {"heat": 1}}, 422, "invalid_params"),

@@ -63,7 +63,7 @@ class Desk:
         workload = checked_session(body, self._settings)
         params = checked_params(body.params, self._settings, workload)
         if workload.type == "text":
-            said = "".join(each.content for each in history or ()) + (body.system or "") + body.prompt
+            said = "".join(each.content for each in history or ()) + (body.system or "") + (body.prompt or "")
             await self._counter.check(self._settings.models[workload.model], said)
         adapter_files = self._adapters.files(owner, workload.model, body.adapter)
         if body.dataset is not None:
@@ -93,7 +93,7 @@ class Desk:
             model=workload.model,
             owner=owner,
             priority=body.priority,
-            prompt=body.prompt,
+            prompt=body.prompt or "",
             history=history,
             request=request,
         )

@@ -26,7 +26,7 @@ class NewSession(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /sessions."""
 
     model: str
-    prompt: str = ""
+    prompt: str | None = None
     """What is asked; a fine-tune has none."""
     type: Kind = "text"
     mode: Mode = "create"
@@ -79,6 +79,8 @@ def _check_create(body: NewSession, settings: Settings) -> None:
         raise Rejected("invalid_request", "system and adapter: belong to text; leave them out for images")
     if body.system is not None and len(body.system) > settings.limits.prompt_chars:
         raise Rejected("prompt_too_long", f"system: more than {settings.limits.prompt_chars} characters")
+    if body.prompt is None:
+        raise Rejected("invalid_request", "prompt: is missing")
     check_prompt(body.prompt, settings)
 
 
@@ -93,7 +95,7 @@ def _check_finetune(body: NewSession) -> None:
         raise Rejected(
             "invalid_request", "name: a fine-tune needs one for its adapter: 1 to 64 of a-z, 0-9, '_' and '-'"
         )
-    if body.prompt or body.system is not None or body.adapter is not None:
+    if body.prompt is not None or body.system is not None or body.adapter is not None:
         raise Rejected("invalid_request", "prompt, system and adapter: a fine-tune has none; leave them out")
 
 
