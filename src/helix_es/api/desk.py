@@ -5,32 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
-from opentelemetry.trace import SpanKind
-
-from helix_es import telemetry
 from helix_es.api.adapters import Shelf
+from helix_es.api.ledger import Ledger
+from helix_es.api.opening import SEEN_S, Opening
 from helix_es.api.requests import (
     NewSession,
     NewTurn,
     check_prompt,
     checked_params,
-    checked_session,
     digest,
 )
 from helix_es.api.tokens import TokenCounter
 from helix_es.core import events as e
-from helix_es.core.codec import type_of
 from helix_es.core.errors import Conflict, Rejected
-from helix_es.core.history import Session, Turn, evolve, fold
+from helix_es.core.history import Session, Turn
 from helix_es.core.session import OPEN
-from helix_es.core.subjects import session_filter, token
 from helix_es.log import Log
 from helix_es.replica import Replica
 from helix_es.settings import Settings
 
 ATTEMPTS = 12  # at a fence that others keep moving: a session has few writers
-SEEN_S = 2.0  # how long our own append may take to come back to us
 
 
 class Desk:
@@ -46,137 +40,22 @@ class Desk:
         *,
         new_id: Callable[[], str],
     ) -> None:
-        self._log = log
+        self._ledger = Ledger(log)
+        self._opening = Opening(self._ledger, replica, settings, counter, shelf, new_id=new_id)
         self._replica = replica
         self._settings = settings
         self._counter = counter
-        self._adapters = shelf.adapters
-        self._files = shelf.files
         self._new_id = new_id
-
-    # -- opening
 
     async def open(
         self, body: NewSession, owner: str, key: str | None = None, history: list[e.Message] | None = None
     ) -> Session:
         """Return the new session with its first turn in the queue; with `key`, the one it made before."""
-        workload = checked_session(body, self._settings)
-        params = checked_params(body.params, self._settings, workload)
-        if workload.type == "text":
-            said = "".join(each.content for each in history or ()) + (body.system or "") + (body.prompt or "")
-            await self._counter.check(self._settings.models[workload.model], said)
-        adapter_files = self._adapters.files(owner, workload.model, body.adapter)
-        if body.dataset is not None:
-            await self._check_dataset(body.dataset, owner)
-        session = e.SessionId(digest("session", owner, key) if key else self._new_id())
-        request = digest(msgspec.json.encode(body).decode(), msgspec.json.encode(history).decode())
-        created = e.SessionCreated(
-            session=session,
-            owner=owner,
-            mode=workload.mode,
-            type=workload.type,
-            model=workload.model,
-            system=body.system,
-            params=params,
-            adapter=body.adapter,
-            adapter_files=adapter_files,
-            dataset=body.dataset,
-            name=body.name,
-            priority=body.priority,
-            request=request,
-        )
-        queued = e.TurnQueued(
-            session=session,
-            turn=1,
-            mode=workload.mode,
-            type=workload.type,
-            model=workload.model,
-            owner=owner,
-            priority=body.priority,
-            prompt=body.prompt or "",
-            history=history,
-            request=request,
-        )
-        try:
-            return await self._append_both(created, queued, request, fresh=key is None)
-        except Conflict:
-            found = await self.read(session, owner)
-        if found.request != request:
-            raise Rejected("idempotency_key_reused", "this Idempotency-Key was used for another request")
-        if found.phase == "created":  # whoever began died before the turn was stored
-            await self._append(queued, found.last_seq, request)
-            found = await self.read(session, owner)
-        return found
-
-    async def _check_dataset(self, file: str, owner: str) -> None:
-        """Raise Rejected for a dataset that is not there or was not checked as one."""
-        info = await self._files.info(file, owner)
-        if info.purpose != "dataset":
-            raise Rejected(
-                "invalid_dataset", f"dataset: file {file[:80]} is of purpose '{info.purpose}', not 'dataset'"
-            )
-
-    async def _append_both(
-        self, created: e.SessionCreated, queued: e.TurnQueued, request: str, *, fresh: bool
-    ) -> Session:
-        """Append the two first facts of a session and return it as they make it."""
-        seen: asyncio.Queue[e.Recorded] = asyncio.Queue()
-        with self._replica.subscription(created.session, seen.put_nowait):
-            last_seq = await self._append_in_step(created, queued, request, fresh=fresh)
-            await self._replica.reached(last_seq, SEEN_S)
-        state = Session(session=created.session)
-        while not seen.empty() and state.last_seq < last_seq:
-            state = evolve(state, seen.get_nowait())
-        if not state.turns:  # they were stored before (a repeated request), so they did not come again
-            return await self.read(created.session)
-        return state
-
-    async def _append_in_step(
-        self, created: e.SessionCreated, queued: e.TurnQueued, request: str, *, fresh: bool
-    ) -> int:
-        """Append both and return the sequence of the second, which is fenced by that of the first.
-
-        While the log is quiet the first one's sequence can be foreseen, so the second is sent without waiting for
-        it: that saves a third of the way to the GPU. A wrong guess is refused by the fence, as any other writer
-        would be, and the second is sent again behind the right sequence. Only for a `fresh` name: a session that a
-        repeated request made before has other facts, and one of them could stand where we guess.
-        """
-        guess = self._replica.next_seq() if fresh else None
-        first = asyncio.create_task(self._append(created, 0, request))
-        second = None if guess is None else asyncio.create_task(self._append(queued, guess, request))
-        try:
-            created_seq = await first
-        except BaseException:
-            if second is not None:
-                second.cancel()
-            raise
-        if second is not None:
-            try:
-                return await second
-            except Conflict:
-                pass
-        return await self._append(queued, created_seq, request)
-
-    async def _append(self, event: e.AnyEvent, expected_seq: int, request: str) -> int:
-        session = getattr(event, "session", "")
-        key = f"{type_of(event)}:{session}:{request}:{expected_seq}"
-        with telemetry.span(f"append {type_of(event)}", SpanKind.PRODUCER):
-            return await self._log.append(
-                event, expected_seq=expected_seq, key=key, headers=telemetry.carried()
-            )
-
-    # -- reading
+        return await self._opening.open(body, owner, key, history)
 
     async def read(self, session: str, owner: str | None = None) -> Session:
         """Return a session from the log. Raises Rejected("session_not_found") also if it is another owner's."""
-        try:
-            records = await self._log.history(session_filter(token(session, "session")))
-        except Rejected as error:
-            raise Rejected("session_not_found", f"no session {session[:80]!r}") from error
-        found = fold(session, records)
-        if found.phase == "new" or (owner is not None and found.owner != owner):
-            raise Rejected("session_not_found", f"no session {session[:80]!r}")
-        return found
+        return await self._ledger.read(session, owner)
 
     # -- going on
 
@@ -207,7 +86,7 @@ class Desk:
             params = await self._checked_turn(body, found.workload)
             event = self._next(found, body, params, request, history)
             try:
-                seq = await self._append(event, found.last_seq, request)
+                seq = await self._ledger.append(event, found.last_seq, request)
             except Conflict:
                 continue
             await self._replica.reached(seq, SEEN_S)
@@ -242,7 +121,7 @@ class Desk:
         seen: asyncio.Queue[e.Recorded] = asyncio.Queue()
         with self._replica.subscription(session, seen.put_nowait):
             try:
-                seq = await self._append(event, event.after_seq, request)
+                seq = await self._ledger.append(event, event.after_seq, request)
             except Conflict:
                 return None
             await self._replica.reached(seq, SEEN_S)
@@ -330,7 +209,7 @@ class Desk:
                 gpu = e.GpuId(found.gpu) if found.gpu is not None else e.NO_GPU
                 event = e.TurnCancelled(session=found.session, turn=turn, attempt=open_turn.attempt, gpu=gpu)
             try:
-                await self._replica.reached(await self._append(event, found.last_seq, ""), SEEN_S)
+                await self._replica.reached(await self._ledger.append(event, found.last_seq, ""), SEEN_S)
                 return
             except Conflict:
                 continue
@@ -344,7 +223,7 @@ class Desk:
                 return
             try:
                 closed = e.SessionClosed(session=found.session)
-                await self._replica.reached(await self._append(closed, found.last_seq, ""), SEEN_S)
+                await self._replica.reached(await self._ledger.append(closed, found.last_seq, ""), SEEN_S)
                 return
             except Conflict:
                 continue
