@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from helix_es.settings import Settings
 from helix_runners import devices
 from helix_runners.loop import Offer, Runner
 from helix_runners.work import Work
+
+if TYPE_CHECKING:
+    from helix_runners.command.settings import CommandSettings
 
 Connect = Callable[[str, dict[str, Any]], Awaitable[Connection]]
 MakeWork = Callable[[devices.Device, Files], Work]
@@ -110,6 +113,17 @@ def finetune_work(threads: int | None) -> MakeWork:
         from helix_runners.finetune.work import FinetuneWork
 
         return FinetuneWork(files, device=device.torch_name, threads=threads)
+
+    return make
+
+
+def command_work(settings: CommandSettings) -> MakeWork:
+    """Return how to make the work that a program does."""
+
+    def make(_device: devices.Device, files: Files) -> Work:
+        from helix_runners.command.work import CommandWork
+
+        return CommandWork(files, settings)
 
     return make
 

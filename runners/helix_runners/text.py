@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import structlog
@@ -48,15 +49,16 @@ class TextWork:
         try:
             adapter = await self._adapter(job)
             answer = self._running().generate(job.session, job.messages, sampling(job), adapter)
-            async for item in answer:
-                if isinstance(item, Piece):
-                    if first_token_ms is None:
-                        first_token_ms = int((time.monotonic() - begun) * 1000)
-                    if item.text:
-                        said.append(item.text)
-                        await output.say(item.text)
-                else:
-                    finished = item
+            async with aclosing(answer):  # whatever `say` raises: nothing may go on computing
+                async for item in answer:
+                    if isinstance(item, Piece):
+                        if first_token_ms is None:
+                            first_token_ms = int((time.monotonic() - begun) * 1000)
+                        if item.text:
+                            said.append(item.text)
+                            await output.say(item.text)
+                    else:
+                        finished = item
         except (PromptTooLong, EngineError) as error:
             return Outcome(output="".join(said), error=Failure(code=error.code, message=str(error)))
         if finished is None:

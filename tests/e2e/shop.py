@@ -56,7 +56,8 @@ class Shop:
         """Wait until every runner is ready."""
         self.until(lambda: (self.data / "api.url").exists(), "an API")
         self.url = (self.data / "api.url").read_text().strip()
-        self.until(self.ready, "ready runners")
+        if self.wanted:
+            self.until(self.ready, "ready runners")
 
     def ready(self) -> bool:
         try:
@@ -195,3 +196,44 @@ async def facts(nats_url: str, subject_filter: str) -> list[Recorded]:
 def tags(records: list[Recorded]) -> list[str]:
     """Return the facts' names, in order."""
     return [type_of(r.event) if r.event is not None else "?" for r in records]
+
+
+async def helix(shop: Shop, *words: str, seconds: float = 200) -> subprocess.CompletedProcess[str]:
+    """Run a command against the shop; it must succeed."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*HELIX, *words],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env={**os.environ, "HELIX_URL": shop.url},
+        check=False,
+    )
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done
+
+
+async def ended(client: Client, sid: str, turn: int = 1, seconds: float = 200) -> dict[str, Any]:
+    """Wait for a turn's end, whatever it is, and return the turn."""
+    last = Event()
+    async for event in client.follow(sid, turn, seconds=seconds):
+        last = event
+    return dict(last.data["turn"])
+
+
+async def runner_of(client: Client, sid: str) -> str:
+    """Return the name of the process that serves the session."""
+    return f"runner-{(await client.session(sid))['gpu'].rsplit('-', 1)[-1]}"
+
+
+async def until_fact(
+    shop: Shop, subject: str, good: Callable[[list[Recorded]], bool], seconds: float = 120
+) -> list[Recorded]:
+    """Poll the log, with a deadline, until what it holds under `subject` is good; return that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = await facts(shop.nats_url, subject)
+        if good(found):
+            return found
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"{subject}: not within {seconds} s\n{shop.logs()}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -81,7 +81,7 @@ class TextEngine(Protocol):
         messages: Sequence[Message],
         sampling: Sampling,
         adapter: Adapter | None = None,
-    ) -> AsyncIterator[Piece | Finished]:
+    ) -> AsyncGenerator[Piece | Finished, None]:
         """Stream the answer to `messages`; the last item is `Finished`.
 
         Sessions with different adapters, and with none, share one model and each step. One generation a session

@@ -37,8 +37,8 @@ def load_weights(source: str, *, device: str, dtype: str, cache_dir: Path) -> Lo
     `cache_dir` keeps what was converted. Weights are read from safetensors only, never from pickles.
     Raises Misconfigured if an argument is wrong; EngineError if the weights cannot be had or read.
     """
-    place = _device(device)
-    precision = _dtype(dtype, place)
+    place = chosen_device(device)
+    precision = chosen_dtype(dtype, place)
     # a service writes logs, not bars
     disable_progress_bar()  # type: ignore[no-untyped-call]
     name = _resolve(source, cache_dir)
@@ -86,7 +86,8 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """Return the device called `name`. Raises Misconfigured if it is not here."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -100,7 +101,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision called `name`, for auto the device's usual one. Raises Misconfigured for others."""
     if name in _DTYPES:
         return _DTYPES[name]
     if name != "auto":

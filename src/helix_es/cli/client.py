@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import rich_click as click
@@ -24,8 +24,10 @@ DATA_DIR = Path("var/helix")  # where `helix up` writes its addresses unless tol
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_S = 5.0
 ANSWER_S = 20.0  # a write waits for the disk, and for a leader election: 5 to 9 s
-POST_AGAIN_S = (0.3, 1.0)  # waits before a POST is repeated with its key
+POST_AGAIN_S = (0.3, 1.0)  # waits before a POST is repeated with its key, or a download from its beginning
 BUSY = frozenset({502, 503, 504})
+
+Result = TypeVar("Result")
 
 
 class NoHelix(HelixError):
@@ -138,16 +140,33 @@ class Api:
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Send `body` with an Idempotency-Key, again if the connection fails or the server is busy."""
         headers = {"Idempotency-Key": secrets.token_hex(16)}
+        return self._again(lambda: self._post(path, body, headers))
+
+    def download(self, path: str, to: Path) -> None:
+        """Write the bytes at `path` to the file `to`, which is there only when it is whole. Raises OSError, too."""
+        self._again(lambda: self._download(path, to))
+
+    def _download(self, path: str, to: Path) -> None:
+        draft = to.with_name(f".{to.name}.{secrets.token_hex(4)}")
+        try:
+            with self.stream(path, {}, ANSWER_S) as response, draft.open("xb") as out:
+                for piece in response.iter_bytes():
+                    out.write(piece)
+            draft.replace(to)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _again(self, attempt: Callable[[], Result]) -> Result:
         for pause_s in POST_AGAIN_S:
             try:
-                return self._post(path, body, headers)
+                return attempt()
             except Problem as problem:
                 if problem.status not in BUSY:
                     raise
             except (NoHelix, Interrupted):
                 pass
             time.sleep(pause_s)
-        return self._post(path, body, headers)
+        return attempt()
 
     def _post(self, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
         with self._translated():

@@ -15,11 +15,17 @@ from typing import Any
 import rich_click as click
 import structlog
 
+from helix_es.cli.client import DATA_DIR, written_url
 from helix_es.cli.output import fail, run
 from helix_es.core.errors import Misconfigured
 
 NATS_OPTIONS = (
-    click.option("--nats", "nats_url", envvar="HELIX_NATS_URL", help="URL of the NATS server."),
+    click.option(
+        "--nats",
+        "nats_url",
+        envvar="HELIX_NATS_URL",
+        help=f"URL of the NATS server; by default what {DATA_DIR}/nats.url says, else nats://127.0.0.1:4222.",
+    ),
     click.option("--nats-user", envvar="HELIX_NATS_USER", help="User of the NATS server; names its inbox."),
     click.option("--nats-seed-file", envvar="HELIX_NATS_SEED_FILE", help="File with its nkey seed."),
     click.option("--nats-ca-file", envvar="HELIX_NATS_CA_FILE", help="CA certificate: speaks TLS."),
@@ -54,7 +60,7 @@ async def connection(name: str, options: dict[str, Any]) -> Any:
 
     user = options["nats_user"]
     settings = NatsSettings(
-        url=options["nats_url"] or "nats://127.0.0.1:4222",
+        url=options["nats_url"] or written_url("nats.url") or "nats://127.0.0.1:4222",
         name=name,
         nkey_seed_file=options["nats_seed_file"],
         tls_ca_file=options["nats_ca_file"],
@@ -213,6 +219,56 @@ def runner_finetune(config: str | None, **options: Any) -> None:
     from helix_runners.main import finetune_work
 
     _serve(config, {"type": "text", "mode": "finetune"}, finetune_work(options.pop("threads")), options)
+
+
+@runner.command("command")
+@served
+@click.option("--mode", type=click.Choice(["create", "finetune"]), default="create", show_default=True)
+@click.option("--type", "kind", type=click.Choice(["text", "image"]), default="text", show_default=True)
+@click.option("--model", required=True, help="Catalogue slug that the program stands for.")
+@click.option("--gpu", envvar="HELIX_GPU", help="Name of the GPU, as <node>-<index>.")
+@click.option("--device", help="Whose facts the heartbeats tell: cpu, cuda:0, …")
+@click.option(
+    "--slots", type=click.IntRange(1, 10_000), help="Sessions it holds.  [default: 4 for each of --parallel]"
+)
+@click.option("--drain-s", type=click.FloatRange(0, 3600), default=10.0, show_default=True)
+@click.option(
+    "--protocol",
+    type=click.Choice(["once", "lines", "json"]),
+    default="once",
+    show_default=True,
+    help="A process for each task, or one that stays and is spoken to line by line.",
+)
+@click.option("--template", help="Around a prompt, with {prompt} and {system}; by default the model's own.")
+@click.option(
+    "--conversation", is_flag=True, help="Give it the whole conversation, not the last prompt alone."
+)
+@click.option("--time-limit-s", type=float, help="Of one task.")
+@click.option("--start-limit-s", type=float, help="Of a program that stays, until it is ready.")
+@click.option("--grace-s", type=float, help="Between SIGTERM and SIGKILL.")
+@click.option("--ready-line", help="What a program that stays says when it is ready.")
+@click.option("--end-line", help="The line that ends an answer of --protocol lines.")
+@click.option("--most-output-bytes", type=int, help="Of one answer; a program that says more is stopped.")
+@click.option("--collect", help="Which files of the task's output folder are the result, as '*.png'.")
+@click.option("--most-files", type=int)
+@click.option("--most-file-bytes", type=int)
+@click.option("--parallel", type=int, default=1, show_default=True, help="Tasks at once.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def runner_command(
+    config: str | None, kind: str, mode: str, model: str, command: tuple[str, ...], **options: Any
+) -> None:
+    """Make any program a runner: COMMAND, behind --, reads a prompt on stdin and answers on stdout."""
+    from helix_runners.command.settings import CommandSettings, checked
+    from helix_runners.main import command_work
+
+    names = [name for name in CommandSettings.__struct_fields__ if name in options]
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    settings = read_or_fail(lambda: checked(CommandSettings(command=list(command), **given)))
+    options["slots"] = options["slots"] or 4 * settings.parallel
+    # It is beside the device's own runner, so it needs another name; who wants a lasting one gives it.
+    options["gpu"] = options["gpu"] or f"{node_name()}-command-{secrets.token_hex(3)}"
+    about = {"type": kind, "mode": mode, "models": (model,), "fits": False}
+    _serve(config, about, command_work(settings), options)
 
 
 def _serve(config: str | None, kind: dict[str, Any], make_work: Any, options: dict[str, Any]) -> None:
