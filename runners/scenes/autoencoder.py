@@ -129,7 +129,7 @@ def train_decoder(vae: AutoencoderTiny, pictures: Tensor, *, minutes: float, bat
         optimiser.step()
         if progress.advance(loss.item()):
             save(checkpoint, vae.decoder, optimiser, progress)
-    checkpoint.unlink(missing_ok=True)
+    save(checkpoint, vae.decoder, optimiser, progress)
 
 
 def _edges(made: Tensor, picture: Tensor) -> Tensor:

@@ -21,20 +21,24 @@ WARM_STEPS = 60
 
 
 class Progress:
-    """The steps and the seconds of a training, those of earlier processes included."""
+    """The steps and the seconds of a training, those of earlier processes included.
+
+    Seconds are processor time by thread: what an idle machine takes, so that a busy one changes when it ends, not what
+    comes out.
+    """
 
     def __init__(self, name: str, minutes: float) -> None:
         self._name = name
         self._limit_s = minutes * 60
         self._earlier_s = 0.0
-        self._begun_s = time.monotonic()
+        self._begun_s = _computed_s()
         self._loss: float | None = None
         self.step = 0
 
     @property
     def seconds(self) -> float:
-        """Wall time spent so far."""
-        return self._earlier_s + time.monotonic() - self._begun_s
+        """Time spent so far."""
+        return self._earlier_s + _computed_s() - self._begun_s
 
     @property
     def share(self) -> float:
@@ -44,11 +48,13 @@ class Progress:
     def rate(self, peak: float, *, hold: float = 0.0) -> float:
         """Return the learning rate: a short rise, `peak` for a share `hold` of the time, then half a cosine."""
         fallen = max(0.0, self.share - hold) / (1 - hold)
-        return peak * min(1.0, (self.step + 1) / WARM_STEPS) * (0.02 + 0.49 * (1 + math.cos(math.pi * fallen)))
+        return (
+            peak * min(1.0, (self.step + 1) / WARM_STEPS) * (0.02 + 0.49 * (1 + math.cos(math.pi * fallen)))
+        )
 
     def resume(self, step: int, seconds: float) -> None:
         """Go on from there."""
-        self.step, self._earlier_s, self._begun_s = step, seconds, time.monotonic()
+        self.step, self._earlier_s, self._begun_s = step, seconds, _computed_s()
 
     def advance(self, loss: float) -> bool:
         """Count a step, say something now and then; return whether a checkpoint is due."""
@@ -57,6 +63,10 @@ class Progress:
         if self.step % REPORT_STEPS == 0:
             print(f"{self._name} step {self.step} {self.seconds:.0f} s loss {self._loss:.4f}", flush=True)
         return self.step % SAVE_STEPS == 0
+
+
+def _computed_s() -> float:
+    return time.process_time() / torch.get_num_threads()
 
 
 def save(path: Path, module: nn.Module, optimiser: Optimizer, progress: Progress) -> None:
@@ -68,7 +78,11 @@ def save(path: Path, module: nn.Module, optimiser: Optimizer, progress: Progress
     progressed = json.dumps({"step": progress.step, "seconds": progress.seconds})
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(".part")
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, written, {"progress": progressed})
+    save_file(
+        {name: value.contiguous().clone() for name, value in tensors.items()},
+        written,
+        {"progress": progressed},
+    )
     written.rename(path)
 
 
@@ -79,7 +93,9 @@ def load(path: Path, module: nn.Module, optimiser: Optimizer, progress: Progress
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         progressed = json.loads(file.metadata()["progress"])
-    module.load_state_dict({n.removeprefix("module."): v for n, v in tensors.items() if n.startswith("module.")})
+    module.load_state_dict(
+        {n.removeprefix("module."): v for n, v in tensors.items() if n.startswith("module.")}
+    )
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("moment."):

@@ -42,7 +42,9 @@ class Examples:
 class Denoiser(nn.Module):
     """The trained parts of the pipeline."""
 
-    def __init__(self, unet: UNet2DConditionModel, first: CLIPTextModel, second: CLIPTextModelWithProjection) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, first: CLIPTextModel, second: CLIPTextModelWithProjection
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.first = first
@@ -130,10 +132,13 @@ def loss_of(model: Denoiser, examples: Examples, chosen: Tensor, signal: Tensor)
     return (error * examples.weights[chosen]).mean()
 
 
-def train(model: Denoiser, examples: Examples, progress: Progress, *, batch: int, rate: float, work: Path) -> Denoiser:
+def train(
+    model: Denoiser, examples: Examples, progress: Progress, *, batch: int, rate: float, work: Path
+) -> Denoiser:
     """Train for the time of `progress`, going on from a checkpoint in `work`; return the averaged weights."""
     both = nn.ModuleDict({"now": model, "average": copy.deepcopy(model)})
-    now, average = list(model.parameters()), list(both["average"].parameters())
+    now: list[Tensor] = list(model.parameters())
+    average: list[Tensor] = list(both["average"].parameters())
     optimiser = torch.optim.AdamW(now, lr=rate, betas=(0.9, 0.99), weight_decay=1e-3)
     checkpoint = work / "denoiser.safetensors"
     load(checkpoint, both, optimiser, progress)
@@ -151,6 +156,7 @@ def train(model: Denoiser, examples: Examples, progress: Progress, *, batch: int
             torch._foreach_lerp_(average, now, 1 - kept)
         if progress.advance(loss.item()):
             save(checkpoint, both, optimiser, progress)
+    save(checkpoint, both, optimiser, progress)
     averaged = both["average"]
     if not isinstance(averaged, Denoiser):
         raise TypeError("the average is a denoiser")

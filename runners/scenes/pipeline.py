@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 STEPS = 20
 GUIDANCE = 3.0
 STRENGTH = 0.7
-"""How far a second picture may leave the first: below 0.6 colours stay, above 0.8 the layout goes."""
+"""How far a second picture may leave the first: below, old colours shine through; from 0.8 on, things move."""
 PROMPTS = (
     "a red circle on a blue background",
     "two yellow stars on a black background",
@@ -69,6 +69,9 @@ def write(folder: Path, vae: AutoencoderTiny, model: Denoiser, tokenizer: CLIPTo
     fresh, stale = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
+    for file in fresh.rglob("*.safetensors"):
+        # safetensors writes for the owner alone, but a package is read by whoever runs it
+        file.chmod(0o644)
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", fresh)
     if folder.exists():

@@ -129,7 +129,7 @@ def _heart(angle: float) -> tuple[float, float]:
 
 def draw(random: Random) -> Scene:
     """Return a random scene; the same `random` gives the same one."""
-    kind = random.choices((_shapes, _landscape, _house), weights=(60, 24, 16))[0]
+    kind = random.choices((_shapes, _landscape, _house), weights=(70, 18, 12))[0]
     canvas = Canvas(random)
     caption = kind(canvas, random)
     if random.random() < 0.12:
@@ -143,14 +143,16 @@ def _shapes(canvas: Canvas, random: Random) -> str:
     size = random.choice(list(SIZES)) if number == 1 else ""
     radius = SIZES[size] if number == 1 else {2: 10.5, 3: 8.5}[number]
     canvas.box(0, 0, SIDE, SIDE, canvas.shade(COLOURS[background]))
-    # a big shape fills the picture, it can only be in the middle
-    across = _nudge(random) if size != "big " and number == 1 else 0
-    y = SIDE // 2 + (_nudge(random) if size != "big " else 0)
+    # one shape has three places and a row of them three heights: with nine, outlines of neighbouring places blend
+    across = _nudge(random) if number == 1 and size != "big " else 0
+    y = SIDE // 2 + (_nudge(random) if number > 1 else 0)
     fill = canvas.shade(COLOURS[colour])
     for x in COLUMNS[number]:
         canvas.shape(kind, x + across, y, radius, fill)
     what = f"{size}{colour} {_plural(kind, number)}"
-    return _count(number, what, random) + _tail(f" on {_article(background, random)} {background} background", random)
+    return _count(number, what, random) + _tail(
+        f" on {_article(background, random)} {background} background", random
+    )
 
 
 def _landscape(canvas: Canvas, random: Random) -> str:
@@ -160,12 +162,16 @@ def _landscape(canvas: Canvas, random: Random) -> str:
     horizon = random.choice((36, 40, 44))
     canvas.gradient(0, horizon, canvas.shade(zenith), canvas.shade(skyline))
     red, green, blue = COLOURS[field]
-    canvas.gradient(horizon, SIDE, canvas.shade((red, green, blue)), (red * 3 // 5, green * 3 // 5, blue * 3 // 5))
+    canvas.gradient(
+        horizon, SIDE, canvas.shade((red, green, blue)), (red * 3 // 5, green * 3 // 5, blue * 3 // 5)
+    )
     fill = canvas.shade(light)
     across = _nudge(random) if number == 1 else 0
     for x in COLUMNS[number]:
         canvas.shape("circle", x + across, random.choice((16, 20, 24)), 7.0, fill)
-    return f"a {time} with {_count(number, _plural(name, number), random)}" + _tail(f" over {field} fields", random)
+    return f"a {time} with {_count(number, _plural(name, number), random)}" + _tail(
+        f" over {field} fields", random
+    )
 
 
 def _house(canvas: Canvas, random: Random) -> str:

@@ -43,13 +43,13 @@ def learn(captions: Iterable[str]) -> CLIPTokenizer:
     with TemporaryDirectory() as folder:
         learner.model.save(folder)
         numbers: dict[str, int] = json.loads(Path(folder, "vocab.json").read_text())
-        pairs = [line.split(" ") for line in Path(folder, "merges.txt").read_text().splitlines()[1:]]
+        merges = [line.partition(" ") for line in Path(folder, "merges.txt").read_text().splitlines()[1:]]
     for letter in sorted(alphabet):
         # a word nobody wrote may end in any byte
         numbers.setdefault(f"{letter}</w>", len(numbers))
     return CLIPTokenizer(
         vocab=numbers,
-        merges=[(left, right) for left, right in pairs],
+        merges=[(left, right) for left, _, right in merges],
         model_max_length=LENGTH,
         unk_token=END,
         bos_token=START,
@@ -60,5 +60,7 @@ def learn(captions: Iterable[str]) -> CLIPTokenizer:
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Return the captions as numbers, (n, LENGTH) int64."""
-    encoded = tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+    encoded = tokenizer(
+        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    )
     return torch.as_tensor(encoded["input_ids"])

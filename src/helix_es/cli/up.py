@@ -222,7 +222,9 @@ class Shop:
                 rest += (
                     ["--device", spec.device] if spec.device else ["--threads", str(max(1, cores // alike))]
                 )
-                await self._child(f"runner-{index}", f"runner {words}", nats, *rest)
+                # A guest's threads must not spin while they wait: those of the chats need the cores.
+                env = {} if spec.kind == "text" else {"OMP_WAIT_POLICY": "PASSIVE"}
+                await self._child(f"runner-{index}", f"runner {words}", nats, *rest, env=env)
                 index += 1
 
     async def _until(self, url: str, seconds: float, what: str) -> None:
