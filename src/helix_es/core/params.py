@@ -31,7 +31,7 @@ class ImageParams(_Params, frozen=True, kw_only=True):
     seed: Seed | None = None
     """None: derived from the session and the turn, so that a second attempt makes the same picture."""
     count: Annotated[int, Meta(ge=1, le=64)] = 1
-    strength: Annotated[float, Meta(ge=0.05, le=1)] = 0.6
+    strength: Annotated[float, Meta(ge=0.05, le=1)] = 0.7
     """How far a further turn may go from the picture before it; 1: all the way."""
 
 
