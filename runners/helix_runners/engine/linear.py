@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # The layout suits steps from one token to hundreds (measured 1 to 128); a hint of 1 would not.
@@ -24,6 +27,21 @@ class PackedLinear(nn.Module):
         """The operator that torch.compile uses for linear layers on CPUs."""
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(values, self.weight, self.bias, "none", [], "")
         return out
+
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def product(weight: torch.Tensor) -> Product:
+    """Return the function from (…, in) to (…, out) that multiplies by `weight`, (out, in), as fast as can be.
+
+    Small products through BLAS between oneDNN's would change the number of OpenMP threads each time, and libgomp
+    then ends and starts threads: ten times slower (seen with two cores and MKL).
+    """
+    if not _helps(weight):
+        return lambda values: F.linear(values, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _LAYOUT_ROWS)
+    return lambda values: torch.ops.mkldnn._linear_pointwise(values, packed, None, "none", [], "")
 
 
 def pack_linear_layers(model: nn.Module) -> int:

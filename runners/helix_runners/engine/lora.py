@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from helix_es.core.errors import EngineError
+from helix_runners.engine.linear import Product, product
 
 BUDGET_BYTES = 512 << 20  # of weights kept: 50 adapters of rank 8 for a 135M model, 6 of rank 16 for a 7B one
 SLACK = 4  # adapters that stay in the stack after their last turn, so that a pause does not rebuild it
@@ -41,7 +42,7 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lora(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter: for each layer, down (in, rank), with the scale in it, and up (rank, out)."""
+    """One adapter: for each layer, down (rank, in), with the scale in it, and up (out, rank)."""
 
     rank: int
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -49,7 +50,7 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Selection:
-    """Which adapter each row of the current step uses: (rows, sum of ranks), 1 where a rank is the row's own."""
+    """Which adapter each row of the current step uses: (rows, 1, sum of ranks), 1 where a rank is the row's own."""
 
     __slots__ = ("mask",)
 
@@ -64,8 +65,8 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self._selection = selection
-        self.down: torch.Tensor | None = None
-        self.up: torch.Tensor | None = None
+        self.down: Product | None = None
+        self.up: Product | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """The base's output, alone while no row of the step has an adapter."""
@@ -73,9 +74,7 @@ class AdaptedLinear(nn.Module):
         mask = self._selection.mask
         if mask is None or self.down is None or self.up is None:
             return out
-        inner = values.reshape(-1, values.shape[-1]).to(self.down.dtype) @ self.down
-        flat = out.reshape(-1, out.shape[-1])
-        return torch.addmm(flat, (inner * mask).to(flat.dtype), self.up.to(flat.dtype)).view_as(out)
+        return out + self.up(self.down(values) * mask)
 
 
 class Adapters:
@@ -131,7 +130,7 @@ class Adapters:
                 start = starts[chosen]
                 mask[first : first + count, start : start + self._loaded[chosen].rank] = 1
             first += count
-        self._selection.mask = mask.to(self._device)
+        self._selection.mask = mask[:, None].to(self._device)
 
     def _restack(self, wanted: list[str]) -> None:
         """Put the weights of the wanted adapters, and of some used lately, side by side in every layer."""
@@ -147,13 +146,13 @@ class Adapters:
                 down, up = lora.layers.get(path) or self._nothing(layer, lora.rank)
                 downs.append(down)
                 ups.append(up)
-            layer.down, layer.up = torch.cat(downs, dim=1), torch.cat(ups, dim=0)
+            layer.down, layer.up = product(torch.cat(downs)), product(torch.cat(ups, dim=1))
 
     def _nothing(self, layer: AdaptedLinear, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What an adapter adds to a layer that it does not change."""
         inner, outer = _size(layer.base)
-        down = torch.zeros(inner, rank, dtype=self._dtype, device=self._device)
-        return down, torch.zeros(rank, outer, dtype=self._dtype, device=self._device)
+        down = torch.zeros(rank, inner, dtype=self._dtype, device=self._device)
+        return down, torch.zeros(outer, rank, dtype=self._dtype, device=self._device)
 
     def _make_room(self, need: int, in_use: Collection[str]) -> None:
         held = sum(lora.nbytes for lora in self._loaded.values())
@@ -177,7 +176,7 @@ class Adapters:
         except AttributeError:
             raise _invalid(f"the model has no layer {path}") from None
         down, up = lora.layers[path]
-        if _size(base) != (down.shape[0], up.shape[1]):
+        if _size(base) != (down.shape[1], up.shape[0]):
             raise _invalid(f"layer {path} does not have the size that the adapter was trained for")
 
     def _adapt(self, path: str) -> None:
@@ -190,8 +189,8 @@ class Adapters:
         self._layers[path] = layer
         if self._stack:  # the others add nothing here
             empty = [self._nothing(layer, self._loaded[key].rank) for key in self._stack]
-            layer.down = torch.cat([down for down, _ in empty], dim=1)
-            layer.up = torch.cat([up for _, up in empty], dim=0)
+            layer.down = product(torch.cat([down for down, _ in empty]))
+            layer.up = product(torch.cat([up for _, up in empty], dim=1))
 
 
 def _size(layer: Any) -> tuple[int, int]:
@@ -221,8 +220,8 @@ def read_lora(folder: Path, dtype: torch.dtype, device: torch.device) -> Lora:
         down, up = tensors[name], tensors.get(f"{_PREFIX}{path}.lora_B.weight")
         if end or up is None or down.ndim != 2 or down.shape[0] != config.r or up.shape[1:] != (config.r,):
             raise _invalid(f"{path} does not have rank {config.r}")
-        scaled = (down.T * config.scale).to(device=device, dtype=dtype).contiguous()
-        layers[path] = (scaled, up.T.to(device=device, dtype=dtype).contiguous())
+        scaled = (down * config.scale).to(device=device, dtype=dtype)
+        layers[path] = (scaled, up.to(device=device, dtype=dtype))
     nbytes = sum(each.nbytes for pair in layers.values() for each in pair)
     return Lora(rank=config.r, layers=layers, nbytes=nbytes)
 
