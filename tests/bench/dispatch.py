@@ -115,6 +115,14 @@ class Http:
             if answer["state"] == "idle":
                 return
 
+    async def delete(self, path: str) -> None:
+        """Close a session, so that its slot is free."""
+        self._writer.write(f"DELETE {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        status = await self._reader.readline()
+        while await self._reader.readline() != b"\r\n":
+            pass
+        assert b" 204 " in status, status
+
     async def _answer(self) -> tuple[bytes, dict[str, Any]]:
         status = await self._reader.readline()
         length = 0
