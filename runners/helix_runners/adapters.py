@@ -24,15 +24,15 @@ class AdapterFolders:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def folder(self, files: list[str]) -> Path:
-        """Return the folder with the files of an adapter: [weights, configuration].
+        """Return the folder with the files of an adapter: weights, configuration, and whatever follows.
 
         Raises EngineError (`adapter_unavailable`) if they are gone, Unavailable if they cannot be had now.
         """
-        if len(files) != 2 or not all(TOKEN.match(each) for each in files):
+        if len(files) < 2 or not all(TOKEN.match(each) for each in files):
             raise EngineError(
                 "the session's adapter has no weights and configuration", code="adapter_unavailable"
             )
-        weights, config = files
+        weights, config = files[:2]
         folder = self._root / weights
         async with self._locks.setdefault(weights, asyncio.Lock()):
             if not (folder / CONFIG).is_file():

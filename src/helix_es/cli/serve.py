@@ -249,6 +249,7 @@ def runner_finetune(config: str | None, **options: Any) -> None:
 @click.option("--ready-line", help="What a program that stays says when it is ready.")
 @click.option("--end-line", help="The line that ends an answer of --protocol lines.")
 @click.option("--most-output-bytes", type=int, help="Of one answer; a program that says more is stopped.")
+@click.option("--most-stderr-bytes", type=int, help="The last of stderr, for the text of a failure.")
 @click.option("--collect", help="Which files of the task's output folder are the result, as '*.png'.")
 @click.option("--most-files", type=int)
 @click.option("--most-file-bytes", type=int)
