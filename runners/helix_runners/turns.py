@@ -13,12 +13,13 @@ from opentelemetry.trace import SpanKind
 from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
-from helix_es.core.errors import Conflict, LogFull, NotOurs, Unavailable
+from helix_es.core.errors import LogFull, NotOurs, Unavailable
 from helix_es.core.history import Session, evolve, fold
 from helix_es.core.subjects import session_filter, subject_of
 from helix_es.jetstream.deltas import Deltas
 from helix_es.jetstream.tasks import Task, TaskEvent
 from helix_es.log import Log
+from helix_es.turnlog import append_fact, append_started
 from helix_runners.bindings import Binding, Bindings
 from helix_runners.output import Speaker
 from helix_runners.work import Job, Outcome, Work
@@ -26,10 +27,8 @@ from helix_runners.work import Job, Outcome, Work
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 0.5
-STALE_S = 0.05
 OPERATIONS = {"text": "chat", "image": "generate_image"}
 
-TurnFact = e.TurnProgressed | e.TurnCompleted | e.TurnFailed | e.TurnCancelled
 Result = TypeVar("Result")
 
 
@@ -66,7 +65,7 @@ class Turns:
             incarnation=incarnation,
         )
         with telemetry.span("turn.start", SpanKind.CONSUMER, task.headers):
-            seq = await self._append_started(started, task.log_seq)
+            seq = await append_started(self._log, started, task.log_seq)
         if seq is None:
             log.info("task_stale", session=event.session, turn=event.turn, attempt=event.attempt)
             await task.ack()
@@ -82,29 +81,6 @@ class Turns:
         await task.ack()
         return binding
 
-    async def _append_started(self, started: e.TurnStarted, fence: int) -> int | None:
-        """Return the sequence, or None if the task is not ours to do any more."""
-        while True:
-            key = f"started:{self._gpu}:{started.incarnation}:{started.session}:{fence}"
-            try:
-                return await self._log.append(
-                    started, expected_seq=fence, key=key, headers=telemetry.carried()
-                )
-            except Conflict:
-                found = fold(started.session, await self._log.history(session_filter(started.session)))
-                if not self._waits_for_us(found, started):
-                    return None
-                if found.last_seq == fence:  # a replica that has not yet what refused us
-                    await asyncio.sleep(STALE_S)
-                fence = found.last_seq  # what cannot happen there changes nothing, but moves the fence
-
-    def _waits_for_us(self, found: Session, started: e.TurnStarted) -> bool:
-        """Whether the attempt is still there to be started, by us."""
-        turn = found.open_turn
-        if turn is None or (turn.turn, turn.attempt) != (started.turn, started.attempt):
-            return False
-        return found.phase == "admitted" or (found.phase == "continued" and found.gpu == self._gpu)
-
     async def perform(self, task: Task, binding: Binding) -> None:
         """Do the turn and append how it ended."""
         event = task.event
@@ -119,7 +95,7 @@ class Turns:
         with telemetry.span("turn.perform", SpanKind.CONSUMER, task.headers, attributes) as span:
             begun = time.monotonic()
             job = await patiently(lambda: self._remember(task, binding))
-            speaker = Speaker(self._deltas, event, self._gpu, lambda fact: self._note(fact, event, binding))
+            speaker = Speaker(self._deltas, event, self._gpu, lambda fact: self._note(fact, binding))
             try:
                 outcome = Outcome(cancelled=True) if binding.cancelled else await self._do(job, speaker)
             except NotOurs:
@@ -154,52 +130,26 @@ class Turns:
     async def _end(self, event: TaskEvent, binding: Binding, outcome: Outcome, total_ms: int) -> None:
         fact = self._fact(event, outcome, total_ms)
         key = f"{type_of(fact)}:{self._gpu}:{event.session}:{event.turn}:{event.attempt}"
-        seq = await self._append(fact, key, event, binding)
+        seq = await append_fact(self._log, fact, key, binding)
         if seq is None:
             log.info("turn_not_ours_any_more", session=event.session, turn=event.turn)
         elif binding.state is not None:
             binding.state = _after(binding.state, [(seq, fact)])
 
-    async def _note(self, fact: e.TurnProgressed, event: TaskEvent, binding: Binding) -> None:
+    async def _note(self, fact: e.TurnProgressed, binding: Binding) -> None:
         """Append a step; one without a checkpoint may be lost while the log does not answer."""
         kept = len(fact.checkpoint)
         key = f"{type_of(fact)}:{self._gpu}:{fact.session}:{fact.turn}:{fact.attempt}:{fact.step}:{kept}"
         try:
             if fact.checkpoint:
-                seq = await patiently(lambda: self._append(fact, key, event, binding))
+                seq = await patiently(lambda: append_fact(self._log, fact, key, binding))
             else:
-                seq = await self._append(fact, key, event, binding)
+                seq = await append_fact(self._log, fact, key, binding)
         except (Unavailable, LogFull) as error:
             log.warning("step_not_noted", code=error.code, error=str(error))
             return
         if seq is None:
             raise NotOurs(f"turn {fact.turn} of {fact.session} is not ours any more")
-
-    async def _append(self, fact: TurnFact, key: str, event: TaskEvent, binding: Binding) -> int | None:
-        """Append a fact about a turn that runs here; return its sequence, or None if it does not any more."""
-        headers = telemetry.carried()
-        while True:
-            fence = binding.fence
-            try:
-                seq = await self._log.append(fact, expected_seq=fence, key=key, headers=headers)
-                binding.fence = max(binding.fence, seq)
-                return seq
-            except Conflict:
-                if not await self._still_ours(event, binding):
-                    return None
-
-    async def _still_ours(self, event: TaskEvent, binding: Binding) -> bool:
-        """A fence failed: go on if the turn still runs here, whatever came in between, else it is another's now."""
-        found = fold(event.session, await self._log.history(session_filter(event.session)))
-        turn = found.open_turn
-        if turn is None or (turn.turn, turn.attempt) != (event.turn, event.attempt):
-            return False
-        if found.phase not in ("running", "cancelling") or found.gpu != self._gpu:
-            return False
-        if found.last_seq <= binding.fence:  # a replica that has not yet what refused us
-            await asyncio.sleep(STALE_S)
-        binding.fence = max(binding.fence, found.last_seq)
-        return True
 
     def _fact(
         self, event: TaskEvent, outcome: Outcome, total_ms: int

@@ -18,6 +18,7 @@ COMMANDS = {
     "finetune": "helix_es.cli.finetune",
     "files": "helix_es.cli.files",
     "adapters": "helix_es.cli.show",
+    "worker": "helix_es.cli.worker",
     "sessions": "helix_es.cli.show",
     "gpus": "helix_es.cli.show",
     "queue": "helix_es.cli.show",

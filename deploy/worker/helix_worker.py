@@ -1,0 +1,1 @@
+../../src/helix_es/httpworker.py
