@@ -17,7 +17,12 @@ import nkeys
 GPU = re.compile(r"[a-z0-9_-]+-[0-9]+")  # <node>-<index>, one subject token
 MODEL = re.compile(r"(text|image)/[a-z0-9_-]+")
 OWNER = re.compile(r"[0-9]+(:[0-9]+)?")
-CATALOGUE = ("text/mistral", "text/smollm2", "image/sdxl", "image/scenes")  # the models that helix knows unconfigured
+CATALOGUE = (
+    "text/mistral",
+    "text/smollm2",
+    "image/sdxl",
+    "image/scenes",
+)  # the models that helix knows unconfigured
 STREAMS = ("LOG", "BEATS", "TASKS", "DELTAS", "OBJ_files")
 RUNNER = "runner-"
 

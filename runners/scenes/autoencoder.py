@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from checkpoint import Progress, load, save
 from diffusers import AutoencoderTiny
-from scenes import CELL
 from torch import Tensor
 from torch.nn import Conv2d
 from torch.nn.functional import unfold
+
+from scenes import CELL
 
 LATENTS = 6
 """Channels of a latent: six components keep 98 % of the variance."""

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from checkpoint import Progress, load, save
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
-from scenes import CELL, SIDE
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from words import LENGTH
+
+from scenes import CELL, SIDE
 
 WIDTH = 64
 """Of each text encoder."""

@@ -10,8 +10,9 @@ import torch
 from denoiser import Denoiser, schedule
 from diffusers import AutoencoderTiny, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from scenes import SIDE
 from transformers import CLIPTokenizer
+
+from scenes import SIDE
 
 STEPS = 20
 GUIDANCE = 3.0

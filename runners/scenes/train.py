@@ -17,9 +17,10 @@ from autoencoder import as_float, build_encoder, encode, principal, train_decode
 from checkpoint import Progress
 from denoiser import Denoiser, Examples, outline_weights
 from diffusers import AutoencoderTiny
-from scenes import draw
 from torch import Tensor
 from transformers import CLIPTokenizer
+
+from scenes import draw
 
 SHIPPED = Path(__file__).resolve().parent.parent / "helix_runners" / "image" / "scenes"
 

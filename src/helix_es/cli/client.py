@@ -24,6 +24,7 @@ DATA_DIR = Path("var/helix")  # where `helix up` writes its addresses unless tol
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_S = 5.0
 ANSWER_S = 20.0  # a write waits for the disk, and for a leader election: 5 to 9 s
+UPLOAD_S = 300.0  # of silence: the answer comes when all of the file is checked and stored
 POST_AGAIN_S = (0.3, 1.0)  # waits before a POST is repeated with its key, or a download from its beginning
 BUSY = frozenset({502, 503, 504})
 
@@ -141,6 +142,17 @@ class Api:
         """Send `body` with an Idempotency-Key, again if the connection fails or the server is busy."""
         headers = {"Idempotency-Key": secrets.token_hex(16)}
         return self._again(lambda: self._post(path, body, headers))
+
+    def upload(self, path: Path, purpose: str) -> Any:
+        """Send the file at `path`, in pieces; return what the API says of it. Raises OSError, too."""
+        import httpx
+
+        name = path.name.encode(errors="replace").decode()
+        timeout = httpx.Timeout(UPLOAD_S, connect=CONNECT_S)
+        with path.open("rb") as file, self._translated():
+            parts = {"file": (name, file, "application/octet-stream")}
+            answer = self._http.post("/api/v1/files", files=parts, data={"purpose": purpose}, timeout=timeout)
+            return self._json(answer)
 
     def download(self, path: str, to: Path) -> None:
         """Write the bytes at `path` to the file `to`, which is there only when it is whole. Raises OSError, too."""
