@@ -35,8 +35,8 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 def product(weight: torch.Tensor) -> Product:
     """Return the function from (…, in) to (…, out) that multiplies by `weight`, (out, in), as fast as can be.
 
-    Small products through BLAS between oneDNN's would change the number of OpenMP threads each time, and libgomp
-    then ends and starts threads: ten times slower (seen with two cores and MKL).
+    Small products beside oneDNN's go through oneDNN too: a layer of 576 x 576 with an adapter of rank 32 took 98 µs
+    so and 148 µs with MKL for the small ones (32 µs without an adapter; 4 rows, two cores).
     """
     if not _helps(weight):
         return lambda values: F.linear(values, weight)
