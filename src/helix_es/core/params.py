@@ -38,12 +38,12 @@ class ImageParams(_Params, frozen=True, kw_only=True):
 class TrainParams(_Params, frozen=True, kw_only=True):
     """A fine-tune: LoRA, or QLoRA with `load_in_4bit`."""
 
-    epochs: Annotated[int, Meta(ge=1, le=1000)] = 3
+    epochs: Annotated[int, Meta(ge=1, le=1000)] = 4
     max_steps: Count | None = None
     """Ends the training earlier than `epochs` do."""
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-3
     warmup_steps: Annotated[int, Meta(ge=0, le=100_000)] = 5
-    batch_size: Annotated[int, Meta(ge=1, le=256)] = 4
+    batch_size: Annotated[int, Meta(ge=1, le=256)] = 2
     gradient_accumulation: Annotated[int, Meta(ge=1, le=256)] = 1
     sequence_tokens: Annotated[int, Meta(ge=16, le=131_072)] = 512
     """Longer examples are cut."""
@@ -51,11 +51,13 @@ class TrainParams(_Params, frozen=True, kw_only=True):
     lora_alpha: Annotated[float, Meta(gt=0, le=4096)] | None = None
     """None: twice the rank."""
     lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    target_modules: list[Annotated[str, Meta(min_length=1, max_length=64)]] | None = None
+    target_modules: (
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=64)] | None
+    ) = None
     """Names of linear layers; None: all of them."""
     load_in_4bit: bool = False
     held_out: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
-    """Share of the examples that is not learnt from, to measure the loss on."""
+    """Share of the examples that is not learnt from, to measure the loss on; at most 32 of them."""
     checkpoint_steps: Count = 20
     seed: Seed = 0
 

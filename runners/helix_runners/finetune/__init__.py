@@ -1,0 +1,1 @@
+"""Fine-tunes: a LoRA adapter learnt from a dataset, step by step, with checkpoints that any runner goes on from."""
