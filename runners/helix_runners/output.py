@@ -18,8 +18,8 @@ log = structlog.get_logger(__name__)
 DELTA_EVERY_S = 0.02  # at most fifty messages a second a turn; a reader sees no difference
 FACT_EVERY_S = 1.0  # what is in between is told, but not kept
 
-Note = Callable[[e.TurnProgressed], Awaitable[None]]
-"""Appends a step as a fact."""
+Note = Callable[[e.TurnProgressed], Awaitable[bool]]
+"""Appends a step as a fact; returns whether it is stored."""
 
 
 class Speaker:
@@ -69,7 +69,7 @@ class Speaker:
             return False
         self._noted_at = time.monotonic()
         event = self._event
-        await self._note(
+        return await self._note(
             e.TurnProgressed(
                 session=event.session,
                 turn=event.turn,
@@ -81,7 +81,6 @@ class Speaker:
                 checkpoint=list(checkpoint),
             )
         )
-        return True
 
     async def _publish(self, **what: Any) -> None:
         event = self._event

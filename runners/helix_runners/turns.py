@@ -136,8 +136,8 @@ class Turns:
         elif binding.state is not None:
             binding.state = _after(binding.state, [(seq, fact)])
 
-    async def _note(self, fact: e.TurnProgressed, binding: Binding) -> None:
-        """Append a step; one without a checkpoint may be lost while the log does not answer."""
+    async def _note(self, fact: e.TurnProgressed, binding: Binding) -> bool:
+        """Append a step and return whether it is stored: without a checkpoint it does not wait for a log that is away."""
         kept = len(fact.checkpoint)
         key = f"{type_of(fact)}:{self._gpu}:{fact.session}:{fact.turn}:{fact.attempt}:{fact.step}:{kept}"
         try:
@@ -147,9 +147,10 @@ class Turns:
                 seq = await append_fact(self._log, fact, key, binding)
         except (Unavailable, LogFull) as error:
             log.warning("step_not_noted", code=error.code, error=str(error))
-            return
+            return False
         if seq is None:
             raise NotOurs(f"turn {fact.turn} of {fact.session} is not ours any more")
+        return True
 
     def _fact(
         self, event: TaskEvent, outcome: Outcome, total_ms: int

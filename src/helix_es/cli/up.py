@@ -206,8 +206,10 @@ class Shop:
         index = 0
         for spec in specs:
             words, _, _ = KINDS[spec.kind]
-            # Shared among those of a kind: a training and a picture are rare guests beside the chats.
-            alike = sum(each.count for each in specs if each.kind == spec.kind)
+            # Shared among those of a kind; trainings and pictures leave half to the chats, which somebody waits for.
+            alike = sum(each.count for each in specs if each.kind == spec.kind) * (
+                1 if spec.kind == "text" else 2
+            )
             for _ in range(spec.count):
                 rest = [
                     "--model",
