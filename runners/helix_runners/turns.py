@@ -137,7 +137,7 @@ class Turns:
             binding.state = _after(binding.state, [(seq, fact)])
 
     async def _note(self, fact: e.TurnProgressed, binding: Binding) -> bool:
-        """Append a step and return whether it is stored: without a checkpoint it does not wait for a log that is away."""
+        """Append a step and return whether it is stored; without a checkpoint a log that is away is not waited for."""
         kept = len(fact.checkpoint)
         key = f"{type_of(fact)}:{self._gpu}:{fact.session}:{fact.turn}:{fact.attempt}:{fact.step}:{kept}"
         try:
