@@ -75,7 +75,9 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length", 0))
         raw = self.rfile.read(length)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = self.api.take(f"{self.command} {self.path}", headers, json.loads(raw) if raw else None)
+        uploaded = headers.get("content-type", "").startswith("multipart/")
+        body = raw if uploaded else json.loads(raw) if raw else None
+        answer = self.api.take(f"{self.command} {self.path}", headers, body)
         self.close_connection = True
         if isinstance(answer, Answered):
             self._plain(answer)

@@ -117,7 +117,7 @@ class Checker:
         """Return what the whole is. Raises Rejected if a line is wrong or there are too few."""
         self._take(self._lines.end())
         if self._wrong:
-            raise Rejected(CODE, "\n".join(self._wrong))
+            raise Rejected(CODE, ";\n".join(self._wrong))
         if self._form is None:
             raise Rejected(CODE, f"the file has no example; each line must be {_FORMS}")
         if self._examples < LEAST_EXAMPLES:
@@ -134,7 +134,7 @@ class Checker:
                 self._wrong.append(f"line {number}: {error}")
             if len(self._wrong) == SHOWN_LINES:
                 self._wrong.append("… the lines after that were not looked at")
-                raise Rejected(CODE, "\n".join(self._wrong))
+                raise Rejected(CODE, ";\n".join(self._wrong))
 
     def _count(self, form: Form) -> None:
         self._form = self._form or form
