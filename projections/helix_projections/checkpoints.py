@@ -22,7 +22,8 @@ RETRY_S = 5.0
 def superseded(session: str, records: list[e.Recorded]) -> list[str]:
     """Return the files of the session's checkpoints, oldest first, that no attempt will go on from.
 
-    The last one stays while the turn is open, and after it was cancelled or failed; a completed one left its result.
+    The last one stays while the turn is open, and after it was cancelled or failed; a completed one left its result,
+    and of a closed session nobody wants any.
     """
     made = [
         file
@@ -34,7 +35,7 @@ def superseded(session: str, records: list[e.Recorded]) -> list[str]:
     kept: set[str] = set()
     for turn in state.turns:
         kept.update(turn.files)
-        if turn.state != "completed":
+        if turn.state != "completed" and state.phase != "closed":
             kept.update(turn.checkpoint)
     return [file for file in dict.fromkeys(made) if file not in kept]
 
@@ -55,7 +56,7 @@ class Checkpoints:
         match record.event:
             case e.TurnProgressed(session=session, checkpoint=[_, *_]):
                 self.due.put_nowait(session)
-            case e.TurnCompleted(session=session) if batch:
+            case e.TurnCompleted(session=session) | e.SessionClosed(session=session) if batch:
                 self.due.put_nowait(session)
             case _:
                 pass

@@ -182,7 +182,8 @@ class Scheduler:
         """Make what the GPU will pull from, before it is told to."""
         mode: e.Mode = "finetune" if event.purpose == "batch" else "create"
         await provision_workload(self._connection, e.Workload(mode, event.type, event.model))
-        await provision_gpu(self._connection, event.gpu)
+        there = self.replica.state.gpus.get(event.gpu)
+        await provision_gpu(self._connection, event.gpu, passing=there is not None and there.silence_ms > 0)
 
     async def _append(self, decision: Decision) -> int:
         """Return the sequence, or 0 if somebody else was first."""

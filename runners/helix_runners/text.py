@@ -11,13 +11,15 @@ from typing import Any, Protocol
 import structlog
 
 from helix_es.core.catalogue import Model
-from helix_es.core.errors import EngineError, PromptTooLong
+from helix_es.core.errors import EngineError, PromptTooLong, Unavailable
 from helix_es.core.events import Failure, Usage
 from helix_runners.adapters import AdapterFolders
 from helix_runners.engine.port import Adapter, Finished, Piece, Sampling, TextEngine
 from helix_runners.work import Job, Outcome, Output
 
 log = structlog.get_logger(__name__)
+
+RETRY_S = 0.5  # a broker that elects a leader is away for seconds
 
 
 class OpenEngine(Protocol):
@@ -33,6 +35,10 @@ class TextWork:
         self._open = open_engine
         self._folders = folders
         self._engine: TextEngine | None = None
+        self._fetching: set[str] = set()
+        """Sessions whose adapter is on its way."""
+        self._stopped: set[str] = set()
+        """Those of them that were asked to stop meanwhile."""
 
     async def load(self, slug: str, model: Model) -> None:
         """Load the weights in a thread, since that blocks for seconds and heartbeats must go on."""
@@ -43,11 +49,14 @@ class TextWork:
     async def perform(self, job: Job, output: Output) -> Outcome:
         """Generate the answer."""
         begun = time.monotonic()
+        self._stopped.discard(job.session)
         said: list[str] = []
         first_token_ms: int | None = None
         finished: Finished | None = None
         try:
             adapter = await self._adapter(job)
+            if job.session in self._stopped:
+                return Outcome(cancelled=True)
             answer = self._running().generate(job.session, job.messages, sampling(job), adapter)
             async with aclosing(answer):  # whatever `say` raises: nothing may go on computing
                 async for item in answer:
@@ -80,10 +89,23 @@ class TextWork:
         files = job.state.adapter_files
         if job.state.adapter is None:
             return None
-        return Adapter(key=files[0] if files else "", folder=await self._folders.folder(files))
+        self._fetching.add(job.session)
+        try:
+            while True:
+                try:
+                    return Adapter(key=files[0] if files else "", folder=await self._folders.folder(files))
+                except Unavailable as error:
+                    log.warning("adapter_not_fetched", session=job.session, error=str(error))
+                    if job.session in self._stopped:
+                        return None
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            self._fetching.discard(job.session)
 
     async def cancel(self, session: str) -> None:
-        """Stop at the next step."""
+        """Stop at the next step; a turn whose adapter is still on its way, when that is here."""
+        if session in self._fetching:
+            self._stopped.add(session)
         await self._running().cancel(session)
 
     async def forget(self, session: str) -> None:

@@ -88,6 +88,23 @@ def test_json_is_the_turn_with_its_session(opened: FakeApi) -> None:
     assert json.loads(said.stdout) == {"session_id": SID, **turn("completed", "Hello")}
 
 
+def test_signs_of_life_between_events_are_no_events(opened: FakeApi) -> None:
+    ping = b": ping\n\n"  # after an event with an id it reaches us as an event without data
+    opened.on(
+        EVENTS,
+        Streamed(
+            ping,
+            delta("Hel", 0, event_id="3.1.3"),
+            ping,
+            delta("lo", 3, event_id="3.1.5"),
+            ping,
+            completed("Hello"),
+        ),
+    )
+    assert ask(opened, "hi").stdout == "Hello\n"
+    assert len(opened.seen[EVENTS]) == 1
+
+
 def test_a_cut_stream_goes_on_from_the_last_event(opened: FakeApi) -> None:
     opened.on(
         EVENTS,

@@ -113,6 +113,36 @@ async def test_words_arrive_as_they_are_said_and_a_failure_is_told(here: Place) 
     assert (await here.client.session(sid))["state"] == "idle", "the next turn may do better"
 
 
+async def test_what_is_said_anew_takes_the_place_of_what_was_said(here: Place) -> None:
+    hand = here.hand("anew-1")
+    await hand.nothing()
+    sid = await here.open("Hello")
+    task = await hand.task()
+    text, heard = "", asyncio.Event()
+
+    async def listen() -> str:
+        nonlocal text
+        async for event in here.client.follow(sid, 1):
+            text = joined(text, event)
+            if text == "A" * 10:
+                heard.set()
+        return text
+
+    listening = asyncio.create_task(listen())
+    await hand.accepted(task, "delta", text="A" * 10)
+    await asyncio.wait_for(heard.wait(), 20)
+    again = await hand.task()
+    assert again["task_id"] == task["task_id"], "it asks, so it has lost its task"
+    await hand.accepted(again, "delta", text="BBBB")
+    await hand.accepted(again, "delta", text="CCCCCCCC")
+    await hand.accepted(again, "delta", text="DD", offset=4)
+    await hand.accepted(again, "complete")
+    assert (await here.turn(sid))["output"] == "BBBBDD"
+    assert await asyncio.wait_for(listening, 20) == "BBBBDD"
+    fresh = [event async for event in here.client.events(sid, 1) if event.name == "delta"]
+    assert "".join(event.data["text"] for event in fresh) == "BBBBDD"
+
+
 async def test_a_worker_holds_as_many_sessions_as_it_has_slots(here: Place) -> None:
     hand = here.hand("w1", slots=2)
     sids = [await here.open(f"prompt {n}") for n in range(3)]

@@ -127,6 +127,13 @@ async def test_the_emptiest_gpu_is_served_first(connection: Connection) -> None:
     assert got == [0, 4, 7]
 
 
+async def test_the_consumer_of_a_worker_that_comes_and_goes_is_forgotten(connection: Connection) -> None:
+    await provision_gpu(connection, e.GpuId("box-0"))
+    await provision_gpu(connection, e.GpuId("worker"), passing=True)
+    kept = [await connection.api(f"CONSUMER.INFO.TASKS.continue-{name}") for name in ("box-0", "worker")]
+    assert [bool(each["config"].get("inactive_threshold")) for each in kept] == [False, True]
+
+
 async def test_a_continued_turn_goes_to_its_gpu_alone(connection: Connection) -> None:
     for gpu in ("box-0", "box-1"):
         await provision_gpu(connection, e.GpuId(gpu))

@@ -57,6 +57,11 @@ def test_a_completed_training_needs_none_and_a_cancelled_one_its_last() -> None:
     assert superseded(SID, training(*both, stopped)) == ["c1"]
 
 
+def test_of_a_closed_session_nobody_wants_any() -> None:
+    both = (checkpoint("c1", 2), checkpoint("c2", 4))
+    assert superseded(SID, training(*both, e.SessionClosed(session=SID))) == ["c1", "c2"]
+
+
 @pytest.mark.anyio
 async def test_they_are_removed_from_the_store_by_whoever_acts(connection: Connection) -> None:
     names = iter(["c1", "c2"])

@@ -22,7 +22,7 @@ from helix_runners.finetune.failures import TrainingFailed
 from helix_runners.finetune.plan import Plan
 from helix_runners.finetune.report import Report
 from helix_runners.finetune.sequences import Material, read_material
-from helix_runners.finetune.thread import TorchThread
+from helix_runners.finetune.thread import Stopped, TorchThread
 from helix_runners.finetune.trainer import Misfit, Trainer
 from helix_runners.work import Job, Outcome, Output
 
@@ -57,6 +57,7 @@ class Course:
         self._folder = folder
         self._material = Material()
         self._trainer: Trainer | None = None
+        self._asked: Callable[[], bool] = lambda: False
         self._kept = 0
         """The step of the last checkpoint."""
         self._about = checkpoint.About(
@@ -72,26 +73,35 @@ class Course:
         """Return where it is, for heartbeats."""
         trainer, losses = self._trainer, self._about.losses
         if trainer is None:
-            return {"doing": "preparing", "session": self._job.session}
+            return {"doing": "preparing"}
         where = {"step": trainer.step, "steps": trainer.plan.steps, "loss": losses[-1] if losses else None}
-        return {"doing": "training", "session": self._job.session, **where}
+        return {"doing": "training", **where}  # not whose it is: everybody may look at the floor
 
     async def run(self, output: Output, asked: Callable[[], bool]) -> Outcome:
         """Return how it ended; soon, once `asked` says so.
 
         Raises TrainingFailed, and what `output` raises; nothing computes after that.
         """
+        self._asked = asked
         try:
-            return await self._all(output, asked)
+            return await self._all(output)
+        except Stopped:  # asked to before there was a first step
+            return Outcome(cancelled=True)
         finally:
             self._trainer = None
             await self._thread.run(self._base.release)
 
-    async def _all(self, output: Output, asked: Callable[[], bool]) -> Outcome:
+    def _check(self) -> None:
+        """Called between the parts of whatever takes long. Raises Stopped if it is in vain."""
+        self._thread.check()
+        if self._asked():
+            raise Stopped
+
+    async def _all(self, output: Output) -> Outcome:
         trainer = self._trainer = await self._prepared()
         report = Report(output, trainer.plan.steps)
         await self._go_on(trainer, report)
-        await self._learn(trainer, report, asked)
+        await self._learn(trainer, report)
         if not trainer.step:
             return Outcome(cancelled=True)
         return await self._handed_over(trainer)
@@ -112,7 +122,7 @@ class Course:
     def _opened(self, path: Path) -> Trainer:
         params, base = self._params, self._base
         most = min(params.sequence_tokens, base.context_tokens)
-        self._material = read_material(path, base.tokenizer, most, self._thread.check)
+        self._material = read_material(path, base.tokenizer, most, self._check)
         path.unlink()
         torch.manual_seed(params.seed)
         model = base.adapt(params)
@@ -123,7 +133,7 @@ class Course:
             self._material.sequences,
             Plan(self._material.examples, params),
             batch_size=params.batch_size,
-            check=self._thread.check,
+            check=self._check,
         )
 
     async def _go_on(self, trainer: Trainer, report: Report) -> None:
@@ -157,11 +167,14 @@ class Course:
 
     # -- on the way
 
-    async def _learn(self, trainer: Trainer, report: Report, asked: Callable[[], bool]) -> None:
-        steps, every = trainer.plan.steps, self._params.checkpoint_steps
+    async def _learn(self, trainer: Trainer, report: Report) -> None:
+        steps, every, asked = trainer.plan.steps, self._params.checkpoint_steps, self._asked
         while trainer.step < steps and not asked():
             begun = time.monotonic()
-            done = await self._thread.run(trainer.advance)
+            try:
+                done = await self._thread.run(trainer.advance)
+            except Stopped:  # in the middle of a step: what was whole before it is kept
+                break
             report.done(done, time.monotonic() - begun)
             self._about = msgspec.structs.replace(
                 self._about,
@@ -178,7 +191,12 @@ class Course:
             await report.tell(trainer.step, await self._keep(trainer, report))
 
     async def _measure(self, trainer: Trainer, report: Report) -> None:
-        loss = await self._thread.run(trainer.held_out_loss)
+        try:
+            loss = await self._thread.run(trainer.held_out_loss)
+        except Stopped:
+            if not trainer.step:
+                raise
+            return
         if loss is not None:
             report.measured(trainer.step, loss)
             held_out = [*self._about.held_out[:1], loss]

@@ -68,12 +68,9 @@ class FileRoutes(Controller):
     @post("/", summary="Upload a dataset (multipart: file, purpose)")
     async def upload(self, services: Services, request: Web) -> FileView:
         owner = owner_of(request, services.settings.auth)
-        form = await request.form()
-        file, purpose = form.get("file"), form.get("purpose", "dataset")
-        if not isinstance(file, UploadFile):
-            raise Rejected("invalid_file", "file: is missing; send multipart/form-data with a field 'file'")
+        file, purpose = await uploaded(request)
         try:
-            return await _store(services, file, purpose, owner)
+            return await _store(services, file, purpose or "dataset", owner)
         finally:
             await file.close()
 
@@ -101,6 +98,18 @@ class FileRoutes(Controller):
     async def content(self, file: str, services: Services, request: Web) -> Stream:
         info = await services.files.info(file, owner_of(request, services.settings.auth))
         return download(info, services.files.read(file))
+
+
+async def uploaded(request: Web) -> tuple[UploadFile, Any]:
+    """Return the field `file` of a form, and the field `purpose` or None. Raises Rejected if there is no file."""
+    try:
+        form = await request.form()
+    except LookupError as error:  # a field names a charset that nobody knows
+        raise Rejected("invalid_file", f"the form cannot be read: {error}") from error
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise Rejected("invalid_file", "file: is missing; send multipart/form-data with a field 'file'")
+    return file, form.get("purpose")
 
 
 def _after(files: list[FileInfo], file: str) -> int:

@@ -167,12 +167,14 @@ class Chat:
                 yield b": ping\n\n"
             elif item.name == "delta":
                 number = item.data["attempt"]
-                attempt[number] = attempt.get(number, "") + item.data["text"]
+                attempt[number] = attempt.get(number, "")[: item.data["offset"]] + item.data["text"]
                 fresh = _beyond(sent, attempt[number])
                 if fresh:
                     sent += fresh
                     yield self._chunk(turn, created, {"content": fresh})
         ended = await self._ended(turn)
+        if fresh := _beyond(sent, ended.output):
+            yield self._chunk(turn, created, {"content": fresh})
         yield self._chunk(turn, created, {}, ended.finish_reason or "stop")
         options = self._data.stream_options
         if options is not None and options.include_usage:

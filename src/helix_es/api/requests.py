@@ -19,6 +19,8 @@ PRIORITIES = range(-10, 11)
 MOST_STOPS = 8
 STOP_CHARS = 200
 KEY_CHARS = 255
+MOST_TOKENS_AT_ONCE = 16_384  # of a training: activations and logits of all of them are in memory together
+MOST_A_STEP = 1_024  # examples of a training
 ADAPTER = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -113,15 +115,31 @@ def check_prompt(prompt: str, settings: Settings) -> None:
 def checked_params(raw: dict[str, Any], settings: Settings, workload: e.Workload) -> dict[str, Any]:
     """Return the parameters to store, refused where they are out of range."""
     if workload.mode == "finetune":
-        return _given(parsed(raw, TrainParams))
+        return _given(_checked_training(parsed(raw, TrainParams)), raw)
     if workload.type == "image":
-        return _given(_checked_picture(parsed(raw, ImageParams), settings, workload.model))
+        return _given(_checked_picture(parsed(raw, ImageParams), settings, workload.model), raw)
     return _checked_text(raw, settings)
 
 
-def _given(params: ImageParams | TrainParams) -> dict[str, Any]:
+def _given(params: ImageParams | TrainParams, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return exactly what was given: a default that is said goes before what the session said, and lasts."""
     found: dict[str, Any] = msgspec.to_builtins(params)
-    return found
+    return {name: value for name, value in found.items() if name in raw}
+
+
+def _checked_training(params: TrainParams) -> TrainParams:
+    """Refuse what would take all the memory, or compute for hours between two steps."""
+    for name, value, most in (
+        ("batch_size times sequence_tokens", params.batch_size * params.sequence_tokens, MOST_TOKENS_AT_ONCE),
+        (
+            "batch_size times gradient_accumulation",
+            params.batch_size * params.gradient_accumulation,
+            MOST_A_STEP,
+        ),
+    ):
+        if value > most:
+            raise Rejected("invalid_params", f"params: {name} is {value}; it must be at most {most}")
+    return params
 
 
 def _checked_picture(params: ImageParams, settings: Settings, slug: str) -> ImageParams:

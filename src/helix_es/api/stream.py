@@ -232,15 +232,23 @@ class SessionStream:
         if piece.offset > self._chars:  # one was lost on the way; the stream remembers it
             try:
                 read = await self._deltas.read(self._name, turn.turn, turn.attempt)
-                pieces = [each for each in read if each.step is None]
+                pieces = _standing([each for each in read if each.step is None])
             except Unavailable:
                 return  # the end of the turn carries all of it
         else:
             pieces = [piece]
         for each in pieces:
+            if each.back:
+                self._chars = min(self._chars, each.offset)
             fresh = each.text[max(0, self._chars - each.offset) :]
             if fresh and each.offset <= self._chars:
                 yield self._delta(turn, fresh)
+
+
+def _standing(pieces: list[Delta]) -> list[Delta]:
+    """Return what was said since the last piece that takes something back, that piece first."""
+    last = max((index for index, piece in enumerate(pieces) if piece.back), default=0)
+    return pieces[last:]
 
 
 def _name(event: e.AnyEvent, before: Session, turn: Turn | None) -> str:

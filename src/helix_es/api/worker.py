@@ -10,14 +10,13 @@ from typing import Annotated, Any, BinaryIO, cast
 import msgspec
 from litestar import Controller, Response, WebSocket, delete, get, post, websocket
 from litestar.connection import ASGIConnection
-from litestar.datastructures import UploadFile
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
 from litestar.response import Stream
 from opentelemetry.trace import SpanKind
 
 from helix_es import telemetry
-from helix_es.api.files import FileView, checked_name, download, file_view, refuse_larger, size_of
+from helix_es.api.files import FileView, checked_name, download, file_view, refuse_larger, size_of, uploaded
 from helix_es.api.services import Services
 from helix_es.api.sessions import Web
 from helix_es.api.workers.conversation import Conversation, Gone, refusal
@@ -26,7 +25,7 @@ from helix_es.api.workers.keys import check_worker
 from helix_es.api.workers.offer import Request, request_of, worker_name
 from helix_es.api.workers.reports import Completion, Failing, Piece, read
 from helix_es.api.workers.taskid import TaskId
-from helix_es.core.errors import HelixError, Rejected
+from helix_es.core.errors import HelixError
 
 POLICY_VIOLATION = 1008  # RFC 6455
 
@@ -130,10 +129,7 @@ class TaskFiles(Controller):
     @post("/{name:str}/files", summary="Keep a file that a task made (multipart: file, purpose)")
     async def store(self, name: str, services: Services, request: Web) -> FileView:
         task = _task(request, services, name)
-        form = await request.form()
-        file, purpose = form.get("file"), form.get("purpose")
-        if not isinstance(file, UploadFile):
-            raise Rejected("invalid_file", "file: is missing; send multipart/form-data with a field 'file'")
+        file, purpose = await uploaded(request)
         try:
             called = checked_name(file.filename)
             size = await asyncio.to_thread(size_of, file)

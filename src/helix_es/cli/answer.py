@@ -123,6 +123,8 @@ class Answer:
         with self._api.stream(path, headers, SILENCE_S) as response:
             try:
                 for event in EventSource(response).iter_sse():
+                    if not event.data:
+                        continue  # a sign of life: it comes as an event without data once there was an id
                     yield from self._updates(event.event, msgspec.json.decode(event.data))
                     self._last_id = event.id or self._last_id
             except (SSEError, msgspec.DecodeError, KeyError, TypeError) as error:

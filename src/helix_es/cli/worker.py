@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from urllib.parse import urlencode
 
 import rich_click as click
@@ -54,6 +55,8 @@ def worker(
     """
     from helix_es import httpworker
 
+    if shutil.which(command[0]) is None:
+        raise click.UsageError(f"{command[0]!r} is not a program that can be run here")
     query = {"mode": mode, "model_name": model, "slots": slots, "lease_s": f"{lease_s:g}"}
     query |= {"type": kind} if kind is not None else {}
     try:

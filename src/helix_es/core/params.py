@@ -16,7 +16,7 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=1)]
 
 
-class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
 
@@ -47,7 +47,7 @@ class TrainParams(_Params, frozen=True, kw_only=True):
     gradient_accumulation: Annotated[int, Meta(ge=1, le=256)] = 1
     sequence_tokens: Annotated[int, Meta(ge=16, le=131_072)] = 512
     """Longer examples are cut."""
-    lora_rank: Annotated[int, Meta(ge=1, le=256)] = 8
+    lora_rank: Annotated[int, Meta(ge=1, le=64)] = 8
     lora_alpha: Annotated[float, Meta(gt=0, le=4096)] | None = None
     """None: twice the rank."""
     lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0

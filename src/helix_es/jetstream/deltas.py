@@ -35,7 +35,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     offset: int = 0
     """Characters of the attempt that came before."""
     text: str = ""
+    """Empty, where there is no step either: what was said from `offset` on does not count."""
     step: Step | None = None
+
+    @property
+    def back(self) -> bool:
+        """Whether it takes back what stands from `offset` on."""
+        return not self.text and self.step is None
 
 
 class Deltas:

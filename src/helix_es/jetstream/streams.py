@@ -15,6 +15,7 @@ EXISTS = frozenset({10058, 10148, 10013})  # a stream or consumer of that name w
 MAX_CONSUMERS = 100_000  # one a GPU and one a follower; the server's default is 1,000 since 2.15
 ACK_WAIT_S = 5  # a task whose runner died before it said `started` goes to another after this long
 MAX_WAITING = 100_000  # waiting pulls on a shared consumer: one a GPU
+FORGOTTEN_AFTER_S = 7200  # twice the longest lease of an HTTP worker
 FILES_BUCKET = "files"
 
 
@@ -124,9 +125,16 @@ async def provision_workload(connection: Connection, workload: Workload) -> None
     await _create(connection, config)
 
 
-async def provision_gpu(connection: Connection, gpu: GpuId) -> None:
-    """Make the consumer of the sessions that are bound to `gpu`."""
-    await _create(connection, _consumer(subjects.continue_consumer(gpu), subjects.continue_subject(gpu)))
+async def provision_gpu(connection: Connection, gpu: GpuId, *, passing: bool = False) -> None:
+    """Make the consumer of the sessions that are bound to `gpu`.
+
+    `passing`: the server forgets it some time after the last pull. HTTP workers come with a new name each time a
+    container starts; a longer silence than this no worker may have.
+    """
+    config = _consumer(subjects.continue_consumer(gpu), subjects.continue_subject(gpu))
+    if passing:
+        config["inactive_threshold"] = FORGOTTEN_AFTER_S * SECOND_NS
+    await _create(connection, config)
 
 
 PRIORITY_GROUP = "gpus"

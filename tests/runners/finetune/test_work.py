@@ -76,7 +76,7 @@ async def test_steps_tell_what_was_measured(files: Files, work: FinetuneWork) ->
     assert last["learning_rate"] == pytest.approx(0.01 * 0.0670, rel=1e-2)
     assert (last["left_s"], last["loss"]) == (0.0, last["losses"][-1][1])
     assert last["tokens_per_s"] > 0
-    assert seen[-1] == {"doing": "training", "session": "s1", "step": 8, "steps": 8, "loss": seen[-1]["loss"]}
+    assert seen[-1] == {"doing": "training", "step": 8, "steps": 8, "loss": seen[-1]["loss"]}
     assert round(seen[-1]["loss"], 6) == last["loss"]
 
 
@@ -168,6 +168,25 @@ async def test_cancelling_keeps_a_checkpoint_and_the_adapter(files: Files, work:
     resumed = Recorder()
     await work.perform(job(data, told.checkpoint), resumed)
     assert dict(told.losses) | dict(resumed.losses) == pytest.approx(dict(whole.losses), abs=1e-5)
+
+
+async def test_cancelling_does_not_wait_for_the_end_of_a_step(
+    files: Files, work: FinetuneWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, parts, loss = asyncio.get_running_loop(), [0], Trainer._loss
+
+    def counted(trainer: Trainer, indexes: Any) -> Any:
+        parts[0] += torch.is_grad_enabled()
+        if parts[0] == 3:
+            asyncio.run_coroutine_threadsafe(work.cancel("s1"), loop).result(PATIENCE_S)
+        return loss(trainer, indexes)
+
+    monkeypatch.setattr(Trainer, "_loss", counted)
+    told = Recorder()
+    given = job(await stored(files, dataset()), batch_size=1, gradient_accumulation=16, max_steps=1)
+    assert await work.perform(given, told) == Outcome(cancelled=True)
+    assert parts[0] == 3, "the part that was computed was the last"
+    assert not any(each.checkpoint for each in told.told)
 
 
 async def test_cancelling_before_the_first_step_leaves_nothing(files: Files, work: FinetuneWork) -> None:

@@ -76,6 +76,9 @@ class Speech:
             return _delta(task, offset=begin, text=text)
 
         said = self._said[task]
+        if offset is not None:
+            piece(offset)  # refused before anything is taken back
+            await self._back_to(task, offset)
         await self._tell(task, piece)
         said.told_chars += len(text)
 
@@ -93,12 +96,17 @@ class Speech:
 
     async def begin_anew(self, task: TaskId) -> None:
         """The worker starts the attempt from its beginning: what it says next stands at 0, at every replica."""
+        self._said[task].seq = None
+        await self._back_to(task, 0)
+
+    async def _back_to(self, task: TaskId, offset: int) -> None:
+        """Tell that what was said from `offset` on does not count, if anything was: a piece without a text."""
         said = self._said[task]
-        said.seq = None
         async with said.lock:
-            await self._catch_up(task, said)
-        if said.chars:
-            await self._tell(task, lambda chars: _delta(task))
+            if said.seq is None:
+                await self._catch_up(task, said)
+        if said.chars > offset:
+            await self._tell(task, lambda chars: _delta(task, offset=offset))
 
     async def whole(self, task: TaskId) -> Words:
         """Return all that was said. Raises Unavailable."""
