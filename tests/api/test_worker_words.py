@@ -49,6 +49,7 @@ BAD_QUERIES: list[tuple[dict[str, str], str, str]] = [
     ({"model_name": ""}, "invalid_request", "model_name"),
     ({"model_name": "gpt-99"}, "unknown_model", "mistral"),
     ({"type": "image"}, "wrong_type", "mistral makes text"),
+    ({"mode": "finetune", "model_name": "scenes"}, "mode_unavailable", "scenes makes image"),
     ({"wait_s": "61"}, "invalid_request", "wait_s"),
     ({"wait_s": "nan"}, "invalid_request", "wait_s"),
     ({"wait_s": "soon"}, "invalid_request", "wait_s"),

@@ -109,6 +109,10 @@ def _workload(asked: Asked, settings: Settings) -> e.Workload:
     makes = settings.models[slug].type
     if kind not in (None, makes):
         raise Rejected("wrong_type", f"model {slug} makes {makes}, not {kind}")
+    if mode == "finetune" and makes != "text":
+        raise Rejected(
+            "mode_unavailable", f"mode 'finetune': {slug} makes {makes}; only text models are fine-tuned"
+        )
     return e.Workload(cast(e.Mode, mode), makes, slug)
 
 
