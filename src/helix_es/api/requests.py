@@ -19,7 +19,7 @@ PRIORITIES = range(-10, 11)
 MOST_STOPS = 8
 STOP_CHARS = 200
 KEY_CHARS = 255
-MOST_TOKENS_AT_ONCE = 16_384  # of a training: activations and logits of all of them are in memory together
+MOST_TOKENS_AT_ONCE = 8_192  # of a training: activations and logits of all of them are in memory together
 MOST_A_STEP = 1_024  # examples of a training
 ADAPTER = re.compile(r"[a-z0-9_-]{1,64}")
 
