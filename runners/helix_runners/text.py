@@ -56,6 +56,7 @@ class TextWork:
         try:
             adapter = await self._adapter(job)
             if job.session in self._stopped:
+                self._stopped.discard(job.session)
                 return Outcome(cancelled=True)
             answer = self._running().generate(job.session, job.messages, sampling(job), adapter)
             async with aclosing(answer):  # whatever `say` raises: nothing may go on computing
