@@ -70,7 +70,7 @@ def files() -> list[str]:
 
 def worker_facts(gpu: str) -> list[str]:
     """What whoever works as `gpu` says of itself and of the turns it holds; `*` is any GPU."""
-    turns = ("started", "progressed", "completed", "failed", "cancelled")
+    turns = ("started", "progressed", "returned", "completed", "failed", "cancelled")
     own = ("joined", "left", "ready", "heartbeat")
     return [
         *(f"session.*.turn.{verb}.{gpu}" for verb in turns),
@@ -109,6 +109,8 @@ def scheduler() -> Permissions:
     """The scheduler decides, and is the one provisioner: only it makes streams and consumers on TASKS."""
     publish = [
         "session.*.turn.admitted.*.*.*",
+        "session.*.turn.yielding.*",
+        "session.*.turn.failed.none",  # what waited too long, or failed with too many GPUs
         "session.*.released.*",
         "gpu.*.assigned",
         "gpu.*.lost",
@@ -184,6 +186,7 @@ def runner(gpu: str, models: Iterable[str]) -> Permissions:
         f"_INBOX_{RUNNER}{gpu}.>",
         f"gpu.{gpu}.assigned",
         f"session.*.turn.cancelling.{gpu}",
+        f"session.*.turn.yielding.{gpu}",
         f"session.*.released.{gpu}",
         "session.*.closed",
     )

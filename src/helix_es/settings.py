@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from helix_es.core.catalogue import BUILTIN, Model
 from helix_es.core.errors import Misconfigured, Rejected
-from helix_es.core.events import Policy
+from helix_es.core.events import Kind, Mode, Policy, PoolRule, Workload
 from helix_es.core.subjects import token
 
 
@@ -25,6 +25,8 @@ class Sessions(_Strict, frozen=True, kw_only=True):
     """While others wait, a session gives its slot back after this long without a word."""
     heartbeat_s: float = 1.0
     """How often a runner says that it is alive; three missed ones and its GPU is lost."""
+    stuck_s: float = 120.0
+    """A GPU that says it is alive, but none of whose running turns moved for so long, is lost too; 0: never."""
 
 
 class Limits(_Strict, frozen=True, kw_only=True):
@@ -37,22 +39,58 @@ class Limits(_Strict, frozen=True, kw_only=True):
     default_max_tokens: int = 512
     file_bytes: int = 268_435_456
     """Of one upload; an artefact that a worker makes is held to it as well."""
+    slots_per_owner: int = 0
+    """Slots that one owner's sessions may hold at once; 0: as many as the fair queue gives."""
+    waiting_per_owner: int = 0
+    """Turns of one owner that may wait at once; more are refused; 0: no limit."""
 
 
 class Batch(_Strict, frozen=True, kw_only=True):
     """[batch]"""
 
     reserved: int = 0
-    """GPUs that never serve chats."""
+    """GPUs that can do batch work and never serve chats."""
+    yield_s: float = 10.0
+    """How long a fine-tune on a borrowed GPU may take to make a checkpoint before it is moved."""
+
+
+class Scheduling(_Strict, frozen=True, kw_only=True):
+    """[scheduling]"""
+
+    switch_after_s: float = 5.0
+    """A GPU that holds nobody for so long may be given to another model."""
+    starve_after_s: float = 30.0
+    """After such a wait for a model that no GPU serves, one is drained for it."""
+    attempts: int = 3
+    """A turn that failed with so many GPUs under it is not tried again."""
 
 
 class Pool(_Strict, frozen=True, kw_only=True):
-    """[pool.<name>]"""
+    """[pool.<name>]: GPUs that come and go with demand."""
 
     min: int = 0
     max: int = 1
-    provider: str = "local"
+    provider: Literal["local", "command", "kubernetes"] = "local"
     idle: float = 300.0
+    """Seconds that a GPU holds nobody before it may go."""
+    wait_s: float = 10.0
+    """The pool grows when somebody would wait longer than this."""
+    serves: list[str] = msgspec.field(default_factory=lambda: ["text:smollm2"])
+    """What one of its GPUs can run: text:<model>, image:<model>, batch:<model>."""
+    slots: dict[str, int] = {}
+    """model -> sessions that one of its GPUs will hold, where [coefficients] says nothing for its kind."""
+    kind: str = "cpu"
+    """The kind of its GPUs, as in [coefficients]."""
+    device: str | None = None
+    """Provider local: what its runners compute on."""
+    command: str = ""
+    """Provider command: a shell command; it finds HELIX_POOL, HELIX_SIZE and HELIX_PREVIOUS in its environment."""
+    namespace: str = "default"
+    """Provider kubernetes: where the Deployment is."""
+    deployment: str = ""
+    """Provider kubernetes: the Deployment that is scaled."""
+    kubeconfig: str | None = None
+    """Provider kubernetes: by default the pod's own service account, else ~/.kube/config."""
 
 
 class Auth(_Strict, frozen=True, kw_only=True):
@@ -75,6 +113,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     """`<gpu kind>/<model>` -> sessions that one such GPU may hold."""
     pool: dict[str, Pool] = {}
     batch: Batch = Batch()
+    scheduling: Scheduling = Scheduling()
     sessions: Sessions = Sessions()
     limits: Limits = Limits()
     auth: Auth = Auth()
@@ -82,7 +121,58 @@ class Settings(_Strict, frozen=True, kw_only=True):
     @property
     def policy(self) -> Policy:
         """What of this the scheduler decides by."""
-        return Policy(idle_after_ms=int(self.sessions.idle_after_s * 1000), coefficients=self.coefficients)
+        return Policy(
+            idle_after_ms=_ms(self.sessions.idle_after_s),
+            coefficients=self.coefficients,
+            reserved=self.batch.reserved,
+            attempts=self.scheduling.attempts,
+            slots_per_owner=self.limits.slots_per_owner,
+            switch_after_ms=_ms(self.scheduling.switch_after_s),
+            starve_after_ms=_ms(self.scheduling.starve_after_s),
+            yield_ms=_ms(self.batch.yield_s),
+            pools={name: self._rule(pool) for name, pool in self.pool.items()},
+        )
+
+    def _rule(self, pool: Pool) -> PoolRule:
+        workloads = [served(each, self.models) for each in pool.serves]
+        slots = {
+            work.model: self.coefficients.get(f"{pool.kind}/{work.model}", pool.slots.get(work.model, 1))
+            for work in workloads
+        }
+        return PoolRule(
+            min=pool.min,
+            max=pool.max,
+            idle_ms=_ms(pool.idle),
+            wait_target_ms=_ms(pool.wait_s),
+            workloads=workloads,
+            slots=slots,
+        )
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+SERVES: dict[str, tuple[Mode, Kind]] = {
+    "text": ("create", "text"),
+    "image": ("create", "image"),
+    "batch": ("finetune", "text"),
+}
+
+
+def served(word: str, models: dict[str, Model]) -> Workload:
+    """Return the workload that `text:<model>`, `image:<model>` or `batch:<model>` names.
+
+    Raises Misconfigured with what is allowed.
+    """
+    kind, _, model = word.partition(":")
+    if kind not in SERVES:
+        raise Misconfigured(f"{word!r}: must be text:<model>, image:<model> or batch:<model>")
+    mode, makes = SERVES[kind]
+    if model not in models or models[model].type != makes:
+        there = ", ".join(sorted(slug for slug, each in models.items() if each.type == makes))
+        raise Misconfigured(f"{word!r}: {kind} needs one of the models {there}")
+    return Workload(mode, makes, model)
 
 
 # key -> (least, most): a type alone would let an hour be a negative one
@@ -94,7 +184,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "limits.max_tokens": (1, 1 << 20),
     "limits.default_max_tokens": (1, 1 << 20),
     "limits.file_bytes": (1, 1 << 36),
+    "limits.slots_per_owner": (0, 1 << 20),
+    "limits.waiting_per_owner": (0, 1 << 20),
+    "sessions.stuck_s": (0, 86_400),
     "batch.reserved": (0, 1 << 20),
+    "batch.yield_s": (0, 3_600),
+    "scheduling.switch_after_s": (0, 86_400),
+    "scheduling.starve_after_s": (0, 86_400),
+    "scheduling.attempts": (1, 100),
 }
 
 
@@ -181,8 +278,41 @@ def _check(settings: Settings) -> None:
             raise Misconfigured(
                 f"configuration key auth.workers.{key[:8]}…: {error}, or '{ANY_WORKER}' for any"
             ) from error
+    for name, pool in settings.pool.items():
+        _check_pool(name, pool, settings)
     for slug in settings.models:
         try:
             token(slug, "model slug")
         except Rejected as error:
             raise Misconfigured(f"configuration key models.{slug}: {error}") from error
+
+
+POOL_RANGES: dict[str, tuple[float, float]] = {
+    "min": (0, 10_000),
+    "max": (1, 10_000),
+    "idle": (0, 86_400 * 7),
+    "wait_s": (0, 86_400),
+}
+
+
+def _check_pool(name: str, pool: Pool, settings: Settings) -> None:
+    key = f"configuration key pool.{name}"
+    try:
+        token(name, "pool")
+        for each in pool.serves:
+            served(each, settings.models)
+    except (Rejected, Misconfigured) as error:
+        raise Misconfigured(f"{key}: {error}") from error
+    if name in ("default", "policy"):
+        raise Misconfigured(f"{key}: this name is taken; choose another")
+    if not pool.serves:
+        raise Misconfigured(f"{key}.serves: is empty; name what its GPUs run, as in text:smollm2")
+    for field, (least, most) in POOL_RANGES.items():
+        value = getattr(pool, field)
+        if not least <= value <= most:
+            raise Misconfigured(f"{key}.{field}: found {value!r}, allowed is {least:g} to {most:g}")
+    if pool.min > pool.max:
+        raise Misconfigured(f"{key}.min: found {pool.min}, allowed is at most max, {pool.max}")
+    for model, slots in pool.slots.items():
+        if model not in settings.models or not 1 <= slots <= 10_000:
+            raise Misconfigured(f"{key}.slots.{model}: found {slots}, allowed is a model with 1 to 10000")

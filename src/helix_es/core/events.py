@@ -16,6 +16,9 @@ from helix_es.core.values import (
     Kind as Kind,
 )
 from helix_es.core.values import (
+    LossReason as LossReason,
+)
+from helix_es.core.values import (
     Message as Message,
 )
 from helix_es.core.values import (
@@ -23,6 +26,9 @@ from helix_es.core.values import (
 )
 from helix_es.core.values import (
     Policy as Policy,
+)
+from helix_es.core.values import (
+    PoolRule as PoolRule,
 )
 from helix_es.core.values import (
     Purpose as Purpose,
@@ -84,6 +90,8 @@ class TurnQueued(Event, tag="turn.queued", frozen=True, kw_only=True):
     """Replaces everything said before, when the client brought another history than the log has."""
     params: dict[str, Any] = msgspec.field(default_factory=dict)
     request: str = ""
+    max_wait_ms: int | None = None
+    """It fails rather than wait longer than this for its first slot."""
 
 
 class TurnAdmitted(Event, tag="turn.admitted", frozen=True, kw_only=True):
@@ -98,6 +106,8 @@ class TurnAdmitted(Event, tag="turn.admitted", frozen=True, kw_only=True):
     waited_ms: int
     estimated_ms: int | None
     """The wait that was told on arrival."""
+    reservation_ms: int = 0
+    """How much of its wait GPUs that were kept free for batch work could have spared it."""
     reason: str
     decided_seq: int
     """The log sequence that the decision was folded to."""
@@ -153,6 +163,29 @@ class TurnCancelling(Event, tag="turn.cancelling", frozen=True, kw_only=True):
     session: SessionId
     turn: int
     gpu: GpuId
+
+
+class TurnYielding(Event, tag="turn.yielding", frozen=True, kw_only=True):
+    """Chats need the GPU that this fine-tune borrowed: make a checkpoint at the next step; then it is moved."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    decided_seq: int
+    decided_at_ms: int
+
+
+class TurnReturned(Event, tag="turn.returned", frozen=True, kw_only=True):
+    """The runner could not do the turn, but another may: out of memory, for one. It goes back to the door."""
+
+    session: SessionId
+    turn: int
+    attempt: int
+    gpu: GpuId
+    error: Failure
+    held: int = 0
+    """Sessions that the GPU held: if memory ran out, it holds fewer from now on."""
 
 
 class TurnCompleted(Event, tag="turn.completed", frozen=True, kw_only=True):
@@ -229,6 +262,8 @@ class GpuJoined(Event, tag="gpu.joined", frozen=True, kw_only=True):
     """Sessions it can hold of each model, as it computed; the table of the scheduler's configuration goes first."""
     silence_ms: int = 0
     """How long it may be silent before it counts as lost; 0: three heartbeats. A worker that only polls has more."""
+    pool: str = "default"
+    """The pool that it was started for."""
 
 
 class GpuLeft(Event, tag="gpu.left", frozen=True, kw_only=True):
@@ -247,25 +282,34 @@ class GpuAssigned(Event, tag="gpu.assigned", frozen=True, kw_only=True):
     type: Kind
     purpose: Purpose
     slots: int
+    """Sessions it may take from now on; 0: none, it drains."""
+    next: Workload | None = None
+    """What it drains for."""
+    leaving: bool = False
+    """It drains to leave: its runner ends when nobody is bound to it any more."""
+    reason: str = ""
     decided_seq: int
     decided_at_ms: int
 
 
 class GpuReady(Event, tag="gpu.ready", frozen=True, kw_only=True):
-    """The weights are in memory."""
+    """The weights are in memory, and the assignment is in force: the runner starts nothing beyond its slots."""
 
     gpu: GpuId
     incarnation: str
     model: str
     load_ms: int
+    assigned_seq: int = 0
+    """The assignment that this answers; 0: the last one."""
 
 
 class GpuLost(Event, tag="gpu.lost", frozen=True, kw_only=True):
-    """Its heartbeats stopped."""
+    """Its heartbeats stopped, or they go on and its turns do not."""
 
     gpu: GpuId
     incarnation: str
     silent_ms: int
+    reason: LossReason = "silent"
 
 
 class FleetResized(Event, tag="fleet.resized", frozen=True, kw_only=True):
@@ -298,6 +342,8 @@ class GpuHeartbeat(Event, tag="gpu.heartbeat", frozen=True, kw_only=True):
     model: str | None = None
     """The resident model."""
     slots_used: int = 0
+    stalled_ms: int = 0
+    """How long its running turns have all been without a sign of progress; 0: none runs."""
     detail: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -318,6 +364,8 @@ AnyEvent = (
     | TurnStarted
     | TurnProgressed
     | TurnCancelling
+    | TurnYielding
+    | TurnReturned
     | TurnCompleted
     | TurnFailed
     | TurnCancelled

@@ -133,7 +133,7 @@ def _fits(state: Session, event: e.AnyEvent) -> bool:
             return event.turn == len(state.turns) + 1
         case e.TurnAdmitted() | e.TurnStarted() | e.TurnProgressed() | e.TurnCancelling():
             return event.turn == len(state.turns)
-        case e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
+        case e.TurnYielding() | e.TurnReturned() | e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
             return event.turn == len(state.turns)
         case _:
             return True

@@ -14,6 +14,7 @@ Phase = Literal[
     "continued",  # the turn is a task for the GPU that holds the session
     "running",
     "cancelling",  # running, and asked to stop: it must not begin anew on another GPU
+    "returned",  # the runner gave the turn back; its slot is still to be freed
     "idle",  # holds a slot, no turn is open
     "released",  # no slot, no turn is open
     "closed",
@@ -31,6 +32,8 @@ NEXT: dict[type[e.Event], dict[Phase, Phase]] = {
     e.TurnStarted: {"admitted": "running", "continued": "running"},
     e.TurnProgressed: {"running": "running", "cancelling": "cancelling"},
     e.TurnCancelling: {"running": "cancelling"},
+    e.TurnYielding: {"running": "running", "cancelling": "cancelling"},
+    e.TurnReturned: {"running": "returned", "cancelling": "cancelling"},
     e.TurnCompleted: {"running": "idle", "cancelling": "idle"},
     # A runner may refuse a task before it starts it, and what has not started may be cancelled where it waits.
     e.TurnFailed: {
@@ -41,6 +44,7 @@ NEXT: dict[type[e.Event], dict[Phase, Phase]] = {
         "queued": "released",
     },
     e.TurnCancelled: {
+        "returned": "idle",
         "running": "idle",
         "cancelling": "idle",
         "continued": "idle",
@@ -53,6 +57,7 @@ NEXT: dict[type[e.Event], dict[Phase, Phase]] = {
         "running": "queued",
         "cancelling": "released",
         "continued": "queued",
+        "returned": "queued",
         "closed": "closed",
     },
     e.SessionClosed: {
@@ -62,12 +67,13 @@ NEXT: dict[type[e.Event], dict[Phase, Phase]] = {
         "continued": "closed",
         "running": "closed",
         "cancelling": "closed",
+        "returned": "closed",
         "idle": "closed",
         "released": "closed",
     },
 }
 
-OPEN: frozenset[Phase] = frozenset({"queued", "admitted", "continued", "running", "cancelling"})
+OPEN: frozenset[Phase] = frozenset({"queued", "admitted", "continued", "running", "cancelling", "returned"})
 """Phases in which a turn is open."""
 
 SESSION_STATE: dict[Phase, SessionState] = {
@@ -78,6 +84,7 @@ SESSION_STATE: dict[Phase, SessionState] = {
     "continued": "active",
     "running": "active",
     "cancelling": "active",
+    "returned": "active",
     "idle": "idle",
     "released": "released",
     "closed": "closed",

@@ -56,6 +56,8 @@ _SUBJECTS: dict[type[e.Event], Callable[[Any], str]] = {
     e.TurnStarted: lambda x: f"session.{x.session}.turn.started.{x.gpu}",
     e.TurnProgressed: _of_turn,
     e.TurnCancelling: _of_turn,
+    e.TurnYielding: _of_turn,
+    e.TurnReturned: _of_turn,
     e.TurnCompleted: lambda x: f"session.{x.session}.turn.completed.{x.gpu}",
     e.TurnFailed: _of_turn,
     e.TurnCancelled: _of_turn,
@@ -97,6 +99,7 @@ def gpu_filters(gpu: str) -> tuple[str, ...]:
     return (
         f"session.*.released.{gpu}",
         f"session.*.turn.cancelling.{gpu}",
+        f"session.*.turn.yielding.{gpu}",
         f"gpu.{gpu}.assigned",
         f"gpu.{gpu}.lost",
     )

@@ -12,7 +12,8 @@ GpuId = NewType("GpuId", str)
 Mode = Literal["create", "finetune"]
 Kind = Literal["text", "image"]
 Purpose = Literal["chat", "batch"]
-ReleaseReason = Literal["idle", "drained", "lost", "restarted", "closed", "ended"]
+ReleaseReason = Literal["idle", "drained", "lost", "restarted", "closed", "ended", "preempted", "returned"]
+LossReason = Literal["silent", "stuck"]
 
 
 class Workload(msgspec.Struct, frozen=True, order=True, array_like=True):
@@ -47,6 +48,21 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class PoolRule(msgspec.Struct, frozen=True, kw_only=True):
+    """How one pool of GPUs grows and shrinks."""
+
+    min: int = 0
+    max: int = 1
+    idle_ms: int = 300_000
+    """A GPU that held nobody for so long may go."""
+    wait_target_ms: int = 10_000
+    """The pool grows when somebody would wait longer than this."""
+    workloads: list[Workload] = msgspec.field(default_factory=list)
+    """What a GPU of this pool can run."""
+    slots: dict[str, int] = msgspec.field(default_factory=dict)
+    """Sessions that one of its GPUs will hold, by model; 1 where nothing is said."""
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The scheduler's rules."""
 
@@ -54,3 +70,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A session that said nothing for so long gives its slot back while others wait."""
     coefficients: dict[str, int] = msgspec.field(default_factory=dict)
     """`<gpu kind>/<model>` -> sessions that one such GPU may hold; goes before what the runner computed."""
+    reserved: int = 0
+    """GPUs that can do batch work and are never given to chats."""
+    attempts: int = 3
+    """A turn that failed with so many GPUs under it is not tried again."""
+    slots_per_owner: int = 0
+    """Slots that one owner may hold at once; 0: as many as the fair queue gives."""
+    switch_after_ms: int = 5_000
+    """A GPU that holds nobody for so long may be given to another model: hysteresis."""
+    starve_after_ms: int = 30_000
+    """After such a wait for a model that no GPU serves, one is drained for it."""
+    yield_ms: int = 10_000
+    """How long a fine-tune that must give way may take to make a checkpoint."""
+    pools: dict[str, PoolRule] = msgspec.field(default_factory=dict)
