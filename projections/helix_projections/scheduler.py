@@ -10,8 +10,9 @@ from opentelemetry.trace import SpanKind
 from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
+from helix_es.core.decision import Decision
 from helix_es.core.errors import Conflict, HelixError
-from helix_es.core.placement import Decision, decide
+from helix_es.core.placement import decide
 from helix_es.jetstream.beats import Beats
 from helix_es.jetstream.client import Connection
 from helix_es.jetstream.files import Files
@@ -188,7 +189,9 @@ class Scheduler:
     async def _append(self, decision: Decision) -> int:
         """Return the sequence, or 0 if somebody else was first."""
         event = decision.event
-        about = getattr(event, "session", None) or getattr(event, "gpu", None) or "policy"
+        about = next(
+            (getattr(event, name) for name in ("session", "gpu", "pool") if hasattr(event, name)), "policy"
+        )
         # Two schedulers that decide the same send the same key.
         key = f"{type_of(event)}:{about}:{decision.expected_seq}"
         headers = self._traces.get(about) if isinstance(event, e.TurnAdmitted) else None

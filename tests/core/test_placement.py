@@ -157,7 +157,7 @@ def test_a_snapshot_of_another_format_or_damaged_is_not_believed() -> None:
 
     good = dump(shop_with(slots=1).live)
     assert dump(load(good)) == good
-    for bad in (b"", b"{}", good[:-1], good.replace(b'"format":2', b'"format":99')):
+    for bad in (b"", b"{}", good[:-1], good.replace(b'"format":3', b'"format":99')):
         with pytest.raises(Unreadable):
             load(bad)
 

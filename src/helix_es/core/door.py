@@ -20,12 +20,26 @@ class Door:
         self.rates: dict[e.Workload, SlotRate] = {}
         self.waiting: dict[e.Workload, None] = {}
         """Workloads with somebody in the queue."""
+        self.divided_ms: dict[e.Workload, int] = {}
+        """How long somebody waited whom a GPU of the other division could have served."""
+        self._barred: dict[str, None] = {}
+
+    def bar(self, owner: str, *, barred: bool) -> None:
+        """Pass over the turns of `owner` in every queue, or do so no more."""
+        if barred:
+            self._barred[owner] = None
+        else:
+            self._barred.pop(owner, None)
+        for queue in self.queues.values():
+            (queue.bar if barred else queue.unbar)(owner)
 
     def queue(self, workload: e.Workload) -> FairQueue:
         """Return the queue of `workload`."""
         queue = self.queues.get(workload)
         if queue is None:
             queue = self.queues[workload] = FairQueue()
+            for owner in self._barred:
+                queue.bar(owner)
         return queue
 
     def capacity(self, workload: e.Workload) -> Capacity:

@@ -6,10 +6,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from sortedcontainers import SortedList
+
 from helix_es.core import events as e
 from helix_es.core.door import Door
-from helix_es.core.floor import Gpu, Seat, serves
+from helix_es.core.fleet import Fleet
+from helix_es.core.floor import Gpu, Seat
 from helix_es.core.session import NEXT, Phase
+
+OUT_OF_MEMORY = "out_of_memory"
+ERROR_CHARS = 300  # of an error that is kept until the turn ends
 
 
 class Occupancy:
@@ -18,13 +24,15 @@ class Occupancy:
     def __init__(self) -> None:
         self.seq = 0
         self.now_ms = 0
+        self.folded_ms = 0
+        """Timestamp of the last record; `now_ms` may be past it."""
         self.policy = e.Policy()
         self.policy_seq = 0
         self.seats: dict[str, Seat] = {}
-        self.gpus: dict[str, Gpu] = {}
         self.door = Door()
-        self.fences: dict[str, int] = {}
-        """Last sequence of each GPU that ever was here."""
+        self.fleet = Fleet(self.door.capacity)
+        self.held: dict[str, int] = {}
+        """Owner -> slots that its sessions hold or were admitted to."""
         self.misfits = 0
         """Stored messages that were unreadable or could not happen where they stood."""
         # Indexes, so that a decision only looks at what it is about.
@@ -32,7 +40,19 @@ class Occupancy:
         self.orphans: dict[str, e.ReleaseReason] = {}
         self.stranded: dict[str, int] = {}
         """GPU -> sessions that an earlier incarnation of it still holds in the log."""
-        self.unassigned: dict[str, None] = {}
+        self.deadlines: SortedList[tuple[int, str]] = SortedList()
+        self.poisoned: dict[str, None] = {}
+        """Sessions at the door whose turn failed with too many GPUs."""
+        self.yielding: dict[str, None] = {}
+        """Sessions that were asked to give way and are not released yet."""
+
+    @property
+    def gpus(self) -> dict[str, Gpu]:
+        return self.fleet.gpus
+
+    @property
+    def fences(self) -> dict[str, int]:
+        return self.fleet.fences
 
     # -- questions -----------------------------------------------------------------------------------------
 
@@ -48,6 +68,26 @@ class Occupancy:
             workload, position, now_ms=self.now_ms, idle_after_ms=self.policy.idle_after_ms
         )
 
+    def divided_ms(self, workload: e.Workload, now_ms: int) -> int:
+        """Return for how long, in all, somebody waited for `workload` whom a GPU kept for the other work could serve.
+
+        For chats that is a GPU that is kept free for batch work, for batch work one that serves chats.
+        """
+        total = self.door.divided_ms.get(workload, 0)
+        return total + max(0, now_ms - self.folded_ms) * self._divided(workload)
+
+    def _divided(self, workload: e.Workload) -> bool:
+        if workload not in self.door.waiting or self.door.capacity(workload).free > 0:
+            return False
+        if workload.mode == "finetune":
+            return self.fleet.chatting > 0
+        return any(
+            workload in make.workloads
+            for work, makes in self.fleet.vacant.items()
+            if work.mode == "finetune"
+            for make in makes
+        )
+
     # -- the fold ------------------------------------------------------------------------------------------
 
     def tick(self, now_ms: int) -> None:
@@ -58,6 +98,10 @@ class Occupancy:
     def apply(self, record: e.Recorded) -> None:
         """Fold the next record. Records come in log order, each once."""
         self.seq = record.seq
+        if record.at_ms > self.folded_ms:
+            if self.fleet.batchable:
+                self._divide(record.at_ms - self.folded_ms)
+            self.folded_ms = record.at_ms
         if record.at_ms > self.now_ms:
             self.now_ms = record.at_ms
         event = record.event
@@ -68,6 +112,11 @@ class Occupancy:
         if handler is not None:
             handler(self, record, event)
 
+    def _divide(self, passed_ms: int) -> None:
+        for workload in self.door.waiting:
+            if self._divided(workload):
+                self.door.divided_ms[workload] = self.door.divided_ms.get(workload, 0) + passed_ms
+
     def _unreadable(self, record: e.Recorded) -> None:
         self.misfits += 1
         root, name, _ = record.subject.split(".", 2)
@@ -75,6 +124,8 @@ class Occupancy:
             self.seats[name].last_seq = record.seq
         elif root == "gpu":
             self._gpu_fence(name, record.seq)
+        elif root == "fleet" and name != "policy":
+            self.fleet.pool(name).last_seq = record.seq
 
     def _gpu_fence(self, gpu: str, seq: int) -> None:
         self.fences[gpu] = seq
@@ -97,8 +148,12 @@ class Occupancy:
             last_seq=record.seq,
             turn=event.turn,
             queued_ms=record.at_ms,
+            deadline_ms=None if event.max_wait_ms is None else record.at_ms + event.max_wait_ms,
+            divided_ms=self.divided_ms(workload, record.at_ms),
             active_ms=record.at_ms,
         )
+        if seat.deadline_ms is not None:
+            self.deadlines.add((seat.deadline_ms, seat.session))
         self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms, idle_after_ms=self.policy.idle_after_ms)
         self.seats[event.session] = seat
 
@@ -128,8 +183,28 @@ class Occupancy:
             return
         seat, _ = step
         seat.attempt = event.attempt
-        self.door.leave(seat, served=True)
+        self._leave_door(seat, served=True)
         self.door.capacity(seat.workload).admitted += 1
+        self._hold(seat.owner, +1)
+
+    def _leave_door(self, seat: Seat, *, served: bool) -> None:
+        self.door.leave(seat, served=served)
+        self.poisoned.pop(seat.session, None)
+        if seat.deadline_ms is not None:
+            self.deadlines.remove((seat.deadline_ms, seat.session))
+            seat.deadline_ms = None
+
+    def _hold(self, owner: str, change: int) -> None:
+        """Count what `owner` holds; at the limit its turns are passed over."""
+        before = self.held.get(owner, 0)
+        after = before + change
+        if after:
+            self.held[owner] = after
+        else:
+            self.held.pop(owner, None)
+        most = self.policy.slots_per_owner
+        if most and (before >= most) != (after >= most):
+            self.door.bar(owner, barred=after >= most)
 
     def _continued(self, record: e.Recorded, event: e.TurnContinued) -> None:
         seat = self.seats.get(event.session)
@@ -155,7 +230,7 @@ class Occupancy:
         seat.gpu, seat.incarnation = gpu_id, incarnation
         gpu = self.gpus.get(gpu_id)
         if gpu is not None and gpu.incarnation == incarnation:
-            gpu.sessions[seat.session] = None
+            self.fleet.bind(gpu, seat.session)
             self.door.capacity(seat.workload).bound += 1
         else:  # a runner that was given up while it held the task: nobody will serve this
             self._strand(seat, "lost")
@@ -166,12 +241,37 @@ class Occupancy:
             self.stranded[seat.gpu] = self.stranded.get(seat.gpu, 0) + 1
 
     def _noted(self, record: e.Recorded, event: e.TurnProgressed | e.TurnCancelling) -> None:
-        self._step(record, event, event.turn)
+        if (step := self._step(record, event, event.turn)) is None:
+            return
+        seat, _ = step
+        if seat.yield_ms is not None and isinstance(event, e.TurnProgressed) and event.checkpoint:
+            seat.yielded = True
+
+    def _yielding(self, record: e.Recorded, event: e.TurnYielding) -> None:
+        if (step := self._step(record, event, event.turn)) is None:
+            return
+        seat, _ = step
+        seat.yield_ms = record.at_ms
+        self.yielding[seat.session] = None
+
+    def _returned(self, record: e.Recorded, event: e.TurnReturned) -> None:
+        if (step := self._step(record, event, event.turn)) is None:
+            return
+        seat, _ = step
+        seat.strikes.append(f"{event.gpu}: {event.error.code}: {event.error.message[:ERROR_CHARS]}")
+        self.orphans.setdefault(seat.session, "returned")
+        gpu = self.gpus.get(event.gpu)
+        if event.error.code == OUT_OF_MEMORY and gpu is not None and gpu.incarnation == seat.incarnation:
+            work = seat.workload
+            most = max(1, max(event.held, len(gpu.sessions)) - 1)
+            strained = {**gpu.strained, f"{work.mode}/{work.model}": most}
+            self.fleet.change(gpu, {"strained": strained})
 
     def _ended(self, record: e.Recorded, event: e.TurnCompleted | e.TurnFailed | e.TurnCancelled) -> None:
         if (step := self._step(record, event, event.turn)) is None:
             return
         seat, before = step
+        seat.strikes.clear()
         if seat.phase == "idle" and seat.workload.mode == "finetune":
             self.orphans.setdefault(
                 seat.session, "ended"
@@ -188,9 +288,10 @@ class Occupancy:
     def _unseat_waiting(self, seat: Seat, before: Phase) -> None:
         """A session that holds no slot goes: out of the queue, or out of those a slot is set aside for."""
         if before == "queued":
-            self.door.leave(seat, served=False)
+            self._leave_door(seat, served=False)
         elif before == "admitted":
             self.door.capacity(seat.workload).admitted -= 1
+            self._hold(seat.owner, -1)
         del self.seats[seat.session]
 
     def _released(self, record: e.Recorded, event: e.SessionReleased) -> None:
@@ -198,10 +299,15 @@ class Occupancy:
         if seat is None or seat.gpu != event.gpu or NEXT[e.SessionReleased].get(seat.phase) is None:
             self._misfit(record, event)
             return
+        before = seat.phase
         self._step(record, event, None)
         self._unbind(seat, record.at_ms)
         if seat.phase == "queued":
+            if before == "running" and event.reason in ("lost", "restarted"):
+                seat.strikes.append(f"{event.gpu}: {event.reason}")
             self.door.put_back(seat, seq=record.seq)
+            if len(seat.strikes) >= self.policy.attempts:
+                self.poisoned[seat.session] = None
         else:
             del self.seats[seat.session]
 
@@ -213,12 +319,15 @@ class Occupancy:
                 if not self.stranded[seat.gpu]:
                     del self.stranded[seat.gpu]
         self.orphans.pop(seat.session, None)
+        self.yielding.pop(seat.session, None)
+        seat.yield_ms, seat.yielded = None, False
+        self._hold(seat.owner, -1)
         idle = self.idle.get(seat.workload)
         if idle is not None:
             idle.pop(seat.session, None)
         gpu = self.gpus.get(seat.gpu or "")
         if gpu is not None and seat.session in gpu.sessions:
-            del gpu.sessions[seat.session]
+            self.fleet.unbind(gpu, seat.session, at_ms)
             self.door.capacity(seat.workload).bound -= 1
             self.door.freed(seat.workload, at_ms)
         seat.gpu, seat.incarnation = None, ""
@@ -240,18 +349,21 @@ class Occupancy:
     def _joined(self, record: e.Recorded, event: e.GpuJoined) -> None:
         self._drop_gpu(event.gpu, "restarted")
         self._gpu_fence(event.gpu, record.seq)
-        self.gpus[event.gpu] = Gpu(
-            gpu=event.gpu,
-            incarnation=event.incarnation,
-            kind=event.kind,
-            memory_total_bytes=event.memory_total_bytes,
-            workloads=list(event.workloads),
-            offered=dict(event.slots),
-            last_seq=record.seq,
-            joined_ms=record.at_ms,
-            silence_ms=event.silence_ms,
+        self.fleet.join(
+            Gpu(
+                gpu=event.gpu,
+                incarnation=event.incarnation,
+                kind=event.kind,
+                memory_total_bytes=event.memory_total_bytes,
+                workloads=list(event.workloads),
+                offered=dict(event.slots),
+                pool=event.pool,
+                last_seq=record.seq,
+                joined_ms=record.at_ms,
+                vacant_ms=record.at_ms,
+                silence_ms=event.silence_ms,
+            )
         )
-        self.unassigned[event.gpu] = None
 
     def _live(self, record: e.Recorded, event: Any) -> Gpu | None:
         """Return the GPU that `event` is about, or None if it speaks of an earlier incarnation."""
@@ -263,26 +375,35 @@ class Occupancy:
         gpu = self._live(record, event)
         if gpu is None:
             return
-        self.unassigned.pop(event.gpu, None)
-        if gpu.state == "ready":
-            self._count_slots(gpu, -1)
-        gpu.state = "ready" if gpu.state == "ready" and gpu.model == event.model else "assigned"
-        gpu.model, gpu.type = event.model, event.type
-        gpu.purpose, gpu.slots = event.purpose, event.slots
-        if gpu.state == "ready":
-            self._count_slots(gpu, +1)
+        changes: dict[str, object] = {
+            "purpose": event.purpose,
+            "slots": event.slots,
+            "settled": False,
+            "next": event.next,
+            "leaving": event.leaving,
+            "assigned_seq": record.seq,
+        }
+        if (gpu.model, gpu.type, gpu.purpose) != (event.model, event.type, event.purpose):
+            changes |= {"state": "assigned", "model": event.model, "type": event.type}
+            changes["assigned_ms"] = record.at_ms
+        elif gpu.slots == 0:
+            changes["vacant_ms"] = record.at_ms
+        if event.slots == 0 and not gpu.draining:
+            changes["drained_ms"] = record.at_ms
+        self.fleet.change(gpu, changes)
 
     def _ready(self, record: e.Recorded, event: e.GpuReady) -> None:
         gpu = self._live(record, event)
-        if gpu is None or gpu.state != "assigned" or gpu.model != event.model:
+        if gpu is None or gpu.state == "joined" or gpu.model != event.model:
             return
-        gpu.state, gpu.load_ms = "ready", event.load_ms
-        self._count_slots(gpu, +1)
-
-    def _count_slots(self, gpu: Gpu, sign: int) -> None:
-        workload = serves(gpu)
-        if workload is not None:
-            self.door.capacity(workload).slots += sign * gpu.slots
+        if event.assigned_seq not in (0, gpu.assigned_seq):
+            return
+        changes: dict[str, object] = {"settled": True}
+        if gpu.state == "assigned":
+            changes |= {"state": "ready", "load_ms": event.load_ms, "vacant_ms": record.at_ms}
+            if event.load_ms:
+                self.fleet.load_ms[event.model] = event.load_ms
+        self.fleet.change(gpu, changes)
 
     def _left(self, record: e.Recorded, event: e.GpuLeft) -> None:
         if self._live(record, event) is not None:
@@ -293,19 +414,27 @@ class Occupancy:
             self._drop_gpu(event.gpu, "lost")
 
     def _drop_gpu(self, gpu_id: e.GpuId, reason: e.ReleaseReason) -> None:
-        gpu = self.gpus.pop(gpu_id, None)
+        gpu = self.fleet.drop(gpu_id)
         if gpu is None:
             return
-        self.unassigned.pop(gpu_id, None)
-        if gpu.state == "ready":
-            self._count_slots(gpu, -1)
         for session in gpu.sessions:  # at most its slots, not the fleet
             seat = self.seats[session]
             self.door.capacity(seat.workload).bound -= 1
             self._strand(seat, reason)
 
+    def _resized(self, record: e.Recorded, event: e.FleetResized) -> None:
+        pool = self.fleet.pool(event.pool)
+        pool.size, pool.last_seq, pool.resized_ms = event.size, record.seq, record.at_ms
+        pool.reason = event.reason
+
     def _policy(self, record: e.Recorded, event: e.PolicySet) -> None:
+        before = self.policy.slots_per_owner
         self.policy, self.policy_seq = event.policy, record.seq
+        self.fleet.judge(event.policy)
+        most = event.policy.slots_per_owner
+        if most != before:
+            for owner, held in self.held.items():
+                self.door.bar(owner, barred=bool(most) and held >= most)
 
 
 _HANDLERS: dict[type[e.Event], Callable[[Occupancy, e.Recorded, Any], None]] = {
@@ -315,6 +444,8 @@ _HANDLERS: dict[type[e.Event], Callable[[Occupancy, e.Recorded, Any], None]] = {
     e.TurnStarted: Occupancy._started,
     e.TurnProgressed: Occupancy._noted,
     e.TurnCancelling: Occupancy._noted,
+    e.TurnYielding: Occupancy._yielding,
+    e.TurnReturned: Occupancy._returned,
     e.TurnCompleted: Occupancy._ended,
     e.TurnFailed: Occupancy._ended,
     e.TurnCancelled: Occupancy._ended,
@@ -325,5 +456,6 @@ _HANDLERS: dict[type[e.Event], Callable[[Occupancy, e.Recorded, Any], None]] = {
     e.GpuReady: Occupancy._ready,
     e.GpuLeft: Occupancy._left,
     e.GpuLost: Occupancy._lost,
+    e.FleetResized: Occupancy._resized,
     e.PolicySet: Occupancy._policy,
 }

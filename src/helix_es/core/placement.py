@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import msgspec
+from itertools import islice
 
 from helix_es.core import events as e
-from helix_es.core.floor import Capacity, Gpu, Seat
+from helix_es.core.assignment import Assignment
+from helix_es.core.decision import MOST, Decision, assign, drain, give_up, release
+from helix_es.core.floor import Gpu, coefficient, serves
+from helix_es.core.growth import resizes
 from helix_es.core.occupancy import Occupancy
-
-MOST = (
-    256  # decisions in one plan: bounds a plan's cost; the next one follows as soon as these are in the log
-)
-
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """A fact to append, and the sequence that its fence must still have."""
-
-    event: e.AnyEvent
-    expected_seq: int
 
 
 def decide(state: Occupancy, now_ms: int) -> list[Decision]:
@@ -27,7 +19,12 @@ def decide(state: Occupancy, now_ms: int) -> list[Decision]:
     plan in any process.
     """
     plan = _releases(state, now_ms)
-    plan += _assignments(state, now_ms)
+    plan += _give_ups(state, now_ms)
+    plan += _drains(state, now_ms)
+    plan += _coefficients(state, now_ms)
+    assignment = Assignment(state, now_ms)
+    plan += assignment.plan(MOST - len(plan))
+    plan += resizes(state, assignment, now_ms)
     for workload in sorted(_wanting(state)):
         room = MOST - len(plan)
         if room <= 0:
@@ -41,72 +38,94 @@ def decide(state: Occupancy, now_ms: int) -> list[Decision]:
 def _wanting(state: Occupancy) -> list[e.Workload]:
     """Workloads with somebody at the door, or admitted to a slot that was lost before the turn could start."""
     door = state.door
-    return [each for each, slots in door.capacities.items() if each in door.waiting or _overdue(slots)]
-
-
-def _overdue(slots: Capacity) -> int:
-    """Turns that were admitted and have no slot left to start on."""
-    return min(slots.admitted, max(0, -slots.free))
-
-
-def coefficient(policy: e.Policy, gpu: Gpu, workload: e.Workload) -> int:
-    """Return how many sessions of `workload` the GPU may hold: the configured table first, then what it offered.
-
-    The table is about conversations that share a model; how many fine-tunes fit at once only the runner knows.
-    """
-    offered = gpu.offered.get(workload.model, 1)
-    if workload.mode == "finetune":
-        return offered
-    return policy.coefficients.get(f"{gpu.kind}/{workload.model}", offered)
-
-
-def _release(state: Occupancy, seat: Seat, reason: e.ReleaseReason, now_ms: int) -> Decision:
-    return Decision(
-        event=e.SessionReleased(
-            session=seat.session,
-            gpu=seat.gpu or e.NO_GPU,
-            incarnation=seat.incarnation,
-            reason=reason,
-            decided_seq=state.seq,
-            decided_at_ms=now_ms,
-        ),
-        expected_seq=seat.last_seq,
-    )
+    return [each for each, slots in door.capacities.items() if each in door.waiting or slots.overdue]
 
 
 def _releases(state: Occupancy, now_ms: int) -> list[Decision]:
     """Sessions whose GPU is gone, or which are over."""
+    return [
+        release(state, state.seats[session], reason, now_ms)
+        for session, reason in islice(state.orphans.items(), MOST)
+    ]
+
+
+def _give_ups(state: Occupancy, now_ms: int) -> list[Decision]:
+    """Turns that failed with too many GPUs, or would rather fail than wait on."""
     plan = []
-    for session, reason in state.orphans.items():
-        plan.append(_release(state, state.seats[session], reason, now_ms))
-        if len(plan) == MOST:
+    for session in islice(state.poisoned, MOST):
+        seat = state.seats[session]
+        told = "; ".join(seat.strikes)
+        plan.append(give_up(seat, "poison_turn", f"given up after {len(seat.strikes)} GPUs: {told}"))
+    for deadline_ms, session in islice(state.deadlines, MOST):
+        if deadline_ms > now_ms:
             break
+        seat = state.seats[session]
+        if session not in state.poisoned:
+            waited_s = (deadline_ms - seat.queued_ms) / 1000
+            plan.append(
+                give_up(seat, "wait_exceeded", f"no slot came free within {waited_s:g} s (max_wait_s)")
+            )
     return plan
 
 
-def _assignments(state: Occupancy, now_ms: int) -> list[Decision]:
-    """A GPU that came in gets the first workload it offers, once nothing of its earlier life holds it."""
-    plan = []
-    for name in state.unassigned:
+def _drains(state: Occupancy, now_ms: int) -> list[Decision]:
+    """From a GPU that holds more than it should go those who are silent; a fine-tune in the way of chats is moved."""
+    plan: list[Decision] = []
+    for name in islice(state.fleet.over, MOST):
         gpu = state.gpus[name]
-        if not gpu.workloads or name in state.stranded:
-            continue
-        workload = gpu.workloads[0]
-        plan.append(
-            Decision(
-                event=e.GpuAssigned(
-                    gpu=gpu.gpu,
-                    incarnation=gpu.incarnation,
-                    model=workload.model,
-                    type=workload.type,
-                    purpose="batch" if workload.mode == "finetune" else "chat",
-                    slots=coefficient(state.policy, gpu, workload),
-                    decided_seq=state.seq,
-                    decided_at_ms=now_ms,
-                ),
-                expected_seq=gpu.last_seq,
-            )
+        surplus = len(gpu.sessions) - gpu.slots
+        for session in gpu.sessions:
+            seat = state.seats[session]
+            if session in state.orphans:
+                surplus -= 1
+            elif surplus > 0 and seat.phase == "idle" and _may_go(state, gpu, seat.active_ms, now_ms):
+                plan.append(release(state, seat, "drained", now_ms))
+                surplus -= 1
+            elif gpu.draining and gpu.next is not None and gpu.next.mode == "create":
+                plan += _move(state, session, now_ms)
+    return plan
+
+
+def _may_go(state: Occupancy, gpu: Gpu, active_ms: int, now_ms: int) -> bool:
+    """Silent long enough; or the GPU has drained so long that a pause in the conversation must do."""
+    if now_ms - active_ms >= state.policy.idle_after_ms:
+        return True
+    return gpu.draining and now_ms - gpu.drained_ms >= state.policy.starve_after_ms
+
+
+def _move(state: Occupancy, session: str, now_ms: int) -> list[Decision]:
+    """A running fine-tune makes a checkpoint first."""
+    seat = state.seats[session]
+    if seat.workload.mode != "finetune" or seat.phase not in ("running", "cancelling"):
+        return []
+    if seat.yield_ms is None:
+        event = e.TurnYielding(
+            session=seat.session,
+            turn=seat.turn,
+            attempt=seat.attempt,
+            gpu=seat.gpu or e.NO_GPU,
+            decided_seq=state.seq,
+            decided_at_ms=now_ms,
         )
+        return [Decision(event=event, expected_seq=seat.last_seq)]
+    if seat.yielded or now_ms - seat.yield_ms >= state.policy.yield_ms:
+        return [release(state, seat, "preempted", now_ms)]
+    return []
+
+
+def _coefficients(state: Occupancy, now_ms: int) -> list[Decision]:
+    """GPUs whose slots are not what the rules say (any more). Nobody is cut off: they fill up or drain to it."""
+    plan = []
+    for name in islice(state.fleet.resizable, MOST):
+        gpu = state.gpus[name]
+        workload = serves(gpu)
+        if workload is None or not gpu.settled:
+            continue
+        slots = coefficient(state.policy, gpu, workload)
+        if slots > 0:
+            plan.append(assign(state, gpu, workload, f"coefficient {gpu.slots} -> {slots}", now_ms))
+        else:
+            plan.append(drain(state, gpu, workload, "coefficient 0", now_ms))
     return plan
 
 
@@ -115,8 +134,13 @@ def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, room: int) 
     if free <= 0:
         return []
     plan = []
-    for place in state.door.queue(workload).first(min(free, room)):
+    most = state.policy.slots_per_owner
+    allowance = {owner: most - held for owner, held in state.held.items()} if most else {}
+    divided_ms = state.divided_ms(workload, now_ms)
+    for place in state.door.queue(workload).next(min(free, room), allowance, most):
         seat = state.seats[place.session]
+        if place.session in state.poisoned:
+            continue
         event = e.TurnAdmitted(
             session=seat.session,
             turn=seat.turn,
@@ -126,6 +150,7 @@ def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, room: int) 
             model=workload.model,
             waited_ms=max(0, now_ms - seat.queued_ms),
             estimated_ms=seat.estimated_ms,
+            reservation_ms=max(0, divided_ms - seat.divided_ms),
             reason=f"{free} free",
             decided_seq=state.seq,
             decided_at_ms=now_ms,
@@ -140,7 +165,7 @@ def _evictions(
 ) -> list[Decision]:
     """Whoever was silent longest gives way, one for each that still waits and has no slot coming."""
     idle = state.idle.get(workload)
-    demand = len(state.door.queue(workload)) - admitted + _overdue(state.door.capacity(workload))
+    demand = state.door.queue(workload).eligible - admitted + state.door.capacity(workload).overdue
     wanted = min(demand - _coming(state, workload), room)
     if not idle or wanted <= 0:
         return []
@@ -149,8 +174,8 @@ def _evictions(
         seat = state.seats[session]
         if len(plan) == wanted or now_ms - seat.active_ms < state.policy.idle_after_ms:
             break
-        if session not in state.orphans:
-            plan.append(_release(state, seat, "idle", now_ms))
+        if session not in state.orphans and seat.gpu not in state.fleet.over:
+            plan.append(release(state, seat, "idle", now_ms))
     return plan
 
 

@@ -1,0 +1,83 @@
+"""What a decision is, and the facts that decisions are made of."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helix_es.core import events as e
+from helix_es.core.floor import Gpu, Seat, coefficient, purpose_of, serves
+from helix_es.core.occupancy import Occupancy
+
+MOST = (
+    256  # decisions in one plan: bounds a plan's cost; the next one follows as soon as these are in the log
+)
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact to append, and the sequence that its fence must still have."""
+
+    event: e.AnyEvent
+    expected_seq: int
+
+
+def release(state: Occupancy, seat: Seat, reason: e.ReleaseReason, now_ms: int) -> Decision:
+    """The session gives its slot back."""
+    return Decision(
+        event=e.SessionReleased(
+            session=seat.session,
+            gpu=seat.gpu or e.NO_GPU,
+            incarnation=seat.incarnation,
+            reason=reason,
+            decided_seq=state.seq,
+            decided_at_ms=now_ms,
+        ),
+        expected_seq=seat.last_seq,
+    )
+
+
+def give_up(seat: Seat, code: str, message: str) -> Decision:
+    """The turn, which waits at the door, fails there."""
+    return Decision(
+        event=e.TurnFailed(
+            session=seat.session,
+            turn=seat.turn,
+            attempt=seat.attempt,
+            gpu=e.NO_GPU,
+            error=e.Failure(code=code, message=message),
+        ),
+        expected_seq=seat.last_seq,
+    )
+
+
+def assign(state: Occupancy, gpu: Gpu, workload: e.Workload, reason: str, now_ms: int) -> Decision:
+    """The GPU serves `workload` from now on, with as many slots as its coefficient says."""
+    slots = coefficient(state.policy, gpu, workload)
+    return _assigned(state, gpu, workload, now_ms, slots=slots, reason=reason)
+
+
+def drain(state: Occupancy, gpu: Gpu, target: e.Workload | None, reason: str, now_ms: int) -> Decision:
+    """The GPU takes nobody any more; for `target`, or to leave if that is None."""
+    workload = serves(gpu) or gpu.workloads[0]
+    event = _assigned(state, gpu, workload, now_ms, slots=0, reason=reason)
+    return msgspec.structs.replace(
+        event, event=msgspec.structs.replace(event.event, next=target, leaving=target is None)
+    )
+
+
+def _assigned(
+    state: Occupancy, gpu: Gpu, workload: e.Workload, now_ms: int, *, slots: int, reason: str
+) -> Decision:
+    return Decision(
+        event=e.GpuAssigned(
+            gpu=gpu.gpu,
+            incarnation=gpu.incarnation,
+            model=workload.model,
+            type=workload.type,
+            purpose=purpose_of(workload),
+            slots=slots,
+            reason=reason,
+            decided_seq=state.seq,
+            decided_at_ms=now_ms,
+        ),
+        expected_seq=gpu.last_seq,
+    )
