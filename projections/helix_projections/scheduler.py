@@ -20,7 +20,7 @@ from helix_es.jetstream.log import JetStreamLog
 from helix_es.jetstream.streams import provision, provision_gpu, provision_workload
 from helix_es.jetstream.tasks import purge_continued
 from helix_es.replica import Replica
-from helix_es.settings import Settings
+from helix_es.settings_file import SettingsFile
 from helix_projections.checkpoints import Checkpoints
 from helix_projections.leadership import Leadership
 from helix_projections.liveness import Liveness
@@ -36,7 +36,9 @@ SETTLE_S = 2.0  # how long our own appends may take to come back before we decid
 class Scheduler:
     """One of possibly many; the active one appends what `decide` says."""
 
-    def __init__(self, connection: Connection, settings: Settings, *, name: str, replicas: int = 1) -> None:
+    def __init__(
+        self, connection: Connection, settings: SettingsFile, *, name: str, replicas: int = 1
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._replicas = replicas
@@ -48,7 +50,8 @@ class Scheduler:
         self.leadership = Leadership(name)
         files = Files(connection, new_id=lambda: "none")  # it only removes
         self._checkpoints = Checkpoints(self._log, files, lambda: self.leadership.active)
-        lost_after_ms = int(3 * settings.sessions.heartbeat_s * 1000)  # three missed heartbeats
+        lost_after_ms = int(3 * settings.now.sessions.heartbeat_s * 1000)  # three missed heartbeats
+        self._stuck: dict[str, tuple[str, int]] = {}
         self.liveness = Liveness(lost_after_ms=lost_after_ms, most_gap_ms=int(2 * BEAT_S * 1000))
 
     async def run(self) -> None:
@@ -65,6 +68,7 @@ class Scheduler:
                 group.create_task(self._beat())
                 group.create_task(self._decide())
                 group.create_task(self._reprovision())
+                group.create_task(self._settings.watch())
                 group.create_task(self._checkpoints.run())
         finally:
             await self._snapshot()
@@ -109,10 +113,8 @@ class Scheduler:
 
     def _take_beat(self, record: e.Recorded) -> None:
         match record.event:
-            case e.GpuHeartbeat(gpu=gpu, incarnation=incarnation):
-                there = self.replica.state.gpus.get(gpu)
-                if there is not None and there.incarnation == incarnation:
-                    self.liveness.heard(gpu, incarnation, there.silence_ms)
+            case e.GpuHeartbeat() as told:
+                self._heartbeat(told)
             case e.SchedulerBeat(scheduler=scheduler, active=active):
                 was = self.leadership.active
                 if self.leadership.beat(scheduler, active=active, at_ms=record.at_ms) != was:
@@ -122,6 +124,17 @@ class Scheduler:
                 self.replica.tick(record.at_ms)
             case _:
                 pass
+
+    def _heartbeat(self, told: e.GpuHeartbeat) -> None:
+        there = self.replica.state.gpus.get(told.gpu)
+        if there is None or there.incarnation != told.incarnation:
+            return
+        self.liveness.heard(told.gpu, told.incarnation, there.silence_ms)
+        stuck_ms = int(self._settings.now.sessions.stuck_s * 1000)
+        if stuck_ms and told.stalled_ms >= stuck_ms:
+            self._stuck[told.gpu] = (told.incarnation, told.stalled_ms)
+        else:
+            self._stuck.pop(told.gpu, None)
 
     # -- decisions
 
@@ -144,7 +157,7 @@ class Scheduler:
         await self._set_policy()
         plan = self._losses() + decide(state, state.now_ms)
         for decision in plan:
-            if isinstance(decision.event, e.GpuAssigned):
+            if isinstance(decision.event, e.GpuAssigned) and decision.event.slots:
                 await self._consumers(decision.event)
         results = await asyncio.gather(*(self._append(decision) for decision in plan))
         last = max(results, default=0)
@@ -160,7 +173,7 @@ class Scheduler:
 
     async def _set_policy(self) -> None:
         state = self.replica.state
-        wanted = self._settings.policy
+        wanted = self._settings.now.policy
         if state.policy_seq and state.policy == wanted:
             return
         event = e.PolicySet(policy=wanted)
@@ -176,6 +189,14 @@ class Scheduler:
                 continue
             log.warning("gpu_lost", gpu=name, silent_ms=silent_ms)
             event = e.GpuLost(gpu=gpu.gpu, incarnation=incarnation, silent_ms=silent_ms)
+            plan.append(Decision(event=event, expected_seq=gpu.last_seq))
+        for name, (incarnation, stalled_ms) in list(self._stuck.items()):
+            gpu = self.replica.state.gpus.get(name)
+            if gpu is None or gpu.incarnation != incarnation:
+                del self._stuck[name]
+                continue
+            log.warning("gpu_stuck", gpu=name, stalled_ms=stalled_ms)
+            event = e.GpuLost(gpu=gpu.gpu, incarnation=incarnation, silent_ms=stalled_ms, reason="stuck")
             plan.append(Decision(event=event, expected_seq=gpu.last_seq))
         return plan
 

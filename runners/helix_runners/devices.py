@@ -22,6 +22,9 @@ KINDS = (
     (r"RTX 4090", "rtx4090-24"),
     (r"\bT4\b", "t4-16"),
 )
+OTHER = re.compile(
+    r"\bMIG\b|\bNVL\b|A100.*64GB"
+)  # a part of a GPU, or more or less memory than the kind says
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,10 +47,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def kind_of(name: str) -> str:
-    """Return the GPU kind for NVML's name of it, as in `NVIDIA A100-SXM4-80GB` -> `a100-80`."""
-    for pattern, kind in KINDS:
-        if re.search(pattern, name):
-            return kind
+    """Return the GPU kind for NVML's name of it, as in `NVIDIA A100-SXM4-80GB` -> `a100-80`.
+
+    What is not as large as a known kind keeps its own name, so that no coefficient is taken for it by mistake.
+    """
+    if not OTHER.search(name):
+        for pattern, kind in KINDS:
+            if re.search(pattern, name):
+                return kind
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia")).strip("-") or "gpu"
 
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from helix_es.core.catalogue import BUILTIN, Model
+from helix_es.core.capacity import known_slots
+from helix_es.core.catalogue import BUILTIN, Model, checked
 from helix_es.core.errors import Misconfigured, Rejected
 from helix_es.core.events import Kind, Mode, Policy, PoolRule, Workload
 from helix_es.core.subjects import token
@@ -135,10 +136,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
 
     def _rule(self, pool: Pool) -> PoolRule:
         workloads = [served(each, self.models) for each in pool.serves]
-        slots = {
-            work.model: self.coefficients.get(f"{pool.kind}/{work.model}", pool.slots.get(work.model, 1))
-            for work in workloads
-        }
+        slots = {work.model: self._pooled(pool, work) for work in workloads}
         return PoolRule(
             min=pool.min,
             max=pool.max,
@@ -147,6 +145,14 @@ class Settings(_Strict, frozen=True, kw_only=True):
             workloads=workloads,
             slots=slots,
         )
+
+    def _pooled(self, pool: Pool, work: Workload) -> int:
+        """Return the sessions that one of the pool's GPUs will hold, as far as that can be known beforehand."""
+        table = self.coefficients.get(f"{pool.kind}/{work.model}", pool.slots.get(work.model))
+        if table is not None or work.mode == "finetune":
+            return table or 1
+        known = known_slots(self.models[work.model], pool.kind)
+        return 1 if known is None else known
 
 
 def _ms(seconds: float) -> int:
@@ -263,8 +269,8 @@ def _check(settings: Settings) -> None:
         if not least <= value <= most:
             raise Misconfigured(f"configuration key {key}: found {value!r}, allowed is {least:g} to {most:g}")
     for key, slots in settings.coefficients.items():
-        kind, _, model = key.rpartition("/")
-        if not kind or model not in settings.models:
+        kind, _, slug = key.rpartition("/")
+        if not kind or slug not in settings.models:
             raise Misconfigured(
                 f"configuration key coefficients.{key}: must be '<gpu kind>/<model>' with a model of "
                 f"{', '.join(sorted(settings.models))}"
@@ -280,7 +286,11 @@ def _check(settings: Settings) -> None:
             ) from error
     for name, pool in settings.pool.items():
         _check_pool(name, pool, settings)
-    for slug in settings.models:
+    for slug, model in settings.models.items():
+        try:
+            checked(slug, model)
+        except Rejected as error:
+            raise Misconfigured(f"configuration key {error}") from error
         try:
             token(slug, "model slug")
         except Rejected as error:

@@ -14,7 +14,7 @@ from helix_es.log import Log
 
 STALE_S = 0.05  # between two reads of a replica that lags behind the leader
 
-TurnFact = e.TurnProgressed | e.TurnCompleted | e.TurnFailed | e.TurnCancelled
+TurnFact = e.TurnProgressed | e.TurnReturned | e.TurnCompleted | e.TurnFailed | e.TurnCancelled
 
 
 class Fenced(Protocol):

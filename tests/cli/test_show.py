@@ -38,6 +38,17 @@ WAITING = {
     "wait_s": 2.4,
     "queued_at": "2026-11-22T18:00:00.000Z",
 }
+KIND = {
+    "model": "mistral",
+    "kind": "a100-80",
+    "gpus": 2,
+    "coefficient": 16,
+    "source": "memory",
+    "line": "0.90 × 79.0 GiB − 13.5 GiB weights − 1.5 GiB reserve = 56.1 GiB; ÷ 1.00 GiB a session "
+    "(8192 tokens × 128 KiB) = 56, at most 16 until calibrated → 16",
+    "reason": None,
+    "lowered": [],
+}
 LINE = {
     "mode": "create",
     "type": "text",
@@ -104,6 +115,57 @@ def test_the_queue_hides_other_owners(shop: FakeApi) -> None:
 
 def test_models_are_a_table(shop: FakeApi) -> None:
     assert cells(run(shop, "models"))[1] == ["smollm2", "HF/SmolLM2", "text", "4096", "1", "4", "0"]
+
+
+def test_coefficients_are_told_in_120_columns_model_by_model(api: FakeApi) -> None:
+    small = KIND | {
+        "kind": "t4-16",
+        "gpus": 0,
+        "coefficient": 0,
+        "line": "0.90 × …: no room → 0",
+        "reason": "too small",
+    }
+    table = KIND | {
+        "source": "table",
+        "line": f"[coefficients] says 16 for a100-80/mistral; by memory: {KIND['line']}",
+    }
+    api.on("GET /api/v1/models/explain", listed(KIND, small, table | {"model": "other"}))
+    result = run(api, "models", "--explain")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert max(map(len, result.stdout.splitlines())) <= 120
+    told = cells(result)
+    assert told[0] == ["mistral"]
+    assert told[1] == ["KIND", "GPUS", "SLOTS", "FROM", "DERIVATION"]
+    assert told[2][:5] == ["a100-80", "2", "16", "memory", "0.90"]
+    assert " ".join(told[3]).startswith("÷ 1.00 GiB a session (8192 tokens × 128 KiB) = 56")
+    assert told[4][:4] == ["t4-16", "-", "0", "memory"]
+    assert told[5] == ["too", "small"]
+    assert told[7] == ["other"]
+
+
+def test_gpus_that_ran_out_of_memory_are_named(api: FakeApi) -> None:
+    lowered = [{"gpu": f"n-{n}", "slots": n} for n in range(7)]
+    api.on("GET /api/v1/models/explain?model=mistral", listed(KIND | {"lowered": lowered}))
+    result = run(api, "models", "--explain", "--model", "mistral")
+    assert "lowered since memory ran out: n-0 0, n-1 1, n-2 2, n-3 3, n-4 4 and 2 more" in result.stdout
+
+
+def test_coefficients_in_json_are_what_the_api_says(api: FakeApi) -> None:
+    api.on("GET /api/v1/models/explain", listed(KIND))
+    assert json.loads(run(api, "models", "--explain", "--json").stdout)["data"] == [KIND]
+
+
+def test_the_names_of_kinds_do_not_steer_the_terminal(api: FakeApi) -> None:
+    api.on("GET /api/v1/models/explain", listed(KIND | {"kind": "[red]a\x1b[31m", "reason": "\x1b[2J"}))
+    result = run(api, "models", "--explain")
+    assert "[red]a\ufffd[31m" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_a_model_that_is_not_there_is_said(api: FakeApi) -> None:
+    api.on("GET /api/v1/models/explain?model=gpt", problem(422, "unknown_model", "no model 'gpt'"))
+    result = run(api, "models", "--explain", "--model", "gpt")
+    assert (result.exit_code, result.stderr) == (1, "helix: no model 'gpt' (unknown_model)\n")
 
 
 def test_prompts_neither_style_nor_steer_the_table(shop: FakeApi) -> None:
@@ -178,6 +240,7 @@ def test_the_address_is_the_one_that_helix_up_wrote(
         (["gpus", "--url", "http://x:0"], "--url"),
         (["gpus", "--url", "http://x:99999"], "--url"),
         (["gpus", "-o", "xml"], "-o"),
+        (["models", "--model", "mistral"], "--explain"),
         (["top", "extra"], "argument"),
         (["doctor", "--odd"], "--odd"),
     ],

@@ -24,7 +24,10 @@ class Runner:
     incarnation: str
     slots: int = 0
     ready: bool = False
-    paused: bool = False
+    serving: e.Workload | None = None
+    leaving: bool = False
+    left: bool = False
+    yielding: set[str] = field(default_factory=set)
     bound: dict[str, None] = field(default_factory=dict)
     heard: int = 0
     running: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # session -> turn, attempt, fence
@@ -63,46 +66,55 @@ class Shop:
 
     # -- clients
 
-    def open(self, sid: str, owner: str = "ann", priority: int = 0) -> None:
+    def open(
+        self,
+        sid: str,
+        owner: str = "ann",
+        priority: int = 0,
+        work: e.Workload = WORK,
+        max_wait_ms: int | None = None,
+    ) -> None:
         session = e.SessionId(sid)
-        seq = self.append(
-            e.SessionCreated(session=session, owner=owner, mode="create", type="text", model="mistral"), 0
+        created = e.SessionCreated(
+            session=session, owner=owner, mode=work.mode, type=work.type, model=work.model, priority=priority
         )
+        seq = self.append(created, 0)
         assert seq is not None
-        self.queue(sid, 1, owner, priority, seq)
+        self.queue(self.session(sid), 1, max_wait_ms)
 
-    def queue(self, sid: str, turn: int, owner: str, priority: int, expected: int) -> int | None:
+    def queue(self, s: Session, turn: int, max_wait_ms: int | None = None) -> int | None:
         return self.append(
             e.TurnQueued(
-                session=e.SessionId(sid),
+                session=s.session,
                 turn=turn,
-                mode="create",
-                type="text",
-                model="mistral",
-                owner=owner,
-                priority=priority,
+                mode=s.mode,
+                type=s.type,
+                model=s.model,
+                owner=s.owner,
+                priority=s.priority,
                 prompt="hello",
+                max_wait_ms=max_wait_ms,
             ),
-            expected,
+            s.last_seq,
         )
 
     def say(self, sid: str) -> bool:
         """Say the next thing, as the API does; False if a turn is open or the session is over."""
         s = self.session(sid)
         turn = len(s.turns) + 1
-        if s.phase == "idle" and s.gpu is not None:
+        if s.mode == "create" and s.phase == "idle" and s.gpu is not None:
             event = e.TurnContinued(
                 session=s.session,
                 turn=turn,
-                type="text",
-                model="mistral",
+                type=s.type,
+                model=s.model,
                 gpu=e.GpuId(s.gpu),
                 after_seq=s.last_seq,
                 prompt="more",
             )
             return self.append(event, s.last_seq) is not None
         if s.phase == "released":
-            return self.queue(sid, turn, s.owner, s.priority, s.last_seq) is not None
+            return self.queue(s, turn) is not None
         return False
 
     def cancel(self, sid: str) -> None:
@@ -143,20 +155,26 @@ class Shop:
 
     # -- runners
 
-    def join(self, gpu: str, slots: int) -> None:
+    def join(
+        self,
+        gpu: str,
+        slots: int,
+        workloads: list[e.Workload] | None = None,
+        kind: str = "cpu",
+        pool: str = "default",
+    ) -> None:
         self.keys += 1
         runner = Runner(e.GpuId(gpu), f"i{self.keys}")
         self.runners[gpu] = runner
-        self._joined(runner, slots)
-
-    def _joined(self, runner: Runner, slots: int) -> None:
+        works = workloads or [WORK]
         event = e.GpuJoined(
             gpu=runner.gpu,
             incarnation=runner.incarnation,
-            kind="cpu",
+            kind=kind,
             memory_total_bytes=1 << 30,
-            workloads=[WORK],
-            slots={"mistral": slots},
+            workloads=works,
+            slots={work.model: slots for work in works},
+            pool=pool,
         )
         last = [r.seq for r in self.log.records if r.subject.startswith(f"gpu.{runner.gpu}.")]
         seq = self.append(event, last[-1] if last else 0)
@@ -167,19 +185,80 @@ class Shop:
         """Take in what the log has stored for this GPU since."""
         for record in self.log.records[runner.heard :]:
             match record.event:
-                case e.GpuAssigned(gpu=gpu, incarnation=i, slots=slots) if (gpu, i) == self._me(runner):
-                    runner.slots, runner.ready = slots, True
-                    event = e.GpuReady(gpu=runner.gpu, incarnation=i, model="mistral", load_ms=1)
-                    self.append(event, record.seq)
+                case e.GpuAssigned(gpu=gpu, incarnation=i) as told if (gpu, i) == self._me(runner):
+                    self._follow(runner, told, record.seq)
                 case e.SessionReleased(gpu=gpu, incarnation=i, session=sid) if (gpu, i) == self._me(runner):
                     runner.bound.pop(sid, None)
                     runner.running.pop(sid, None)
+                    runner.yielding.discard(sid)
+                case e.TurnYielding(gpu=gpu, session=sid) if gpu == runner.gpu and sid in runner.running:
+                    runner.yielding.add(sid)
                 case e.GpuLost(gpu=gpu, incarnation=i) if (gpu, i) == self._me(runner):
-                    self.join(runner.gpu, max(1, runner.slots))
+                    joined = self.last_joined(runner)
+                    self.join(
+                        runner.gpu, max(joined.slots.values()), joined.workloads, joined.kind, joined.pool
+                    )
                     return
                 case _:
                     pass
         runner.heard = len(self.log.records)
+        if runner.leaving and not runner.bound and not runner.left:
+            fence = [r.seq for r in self.log.records if r.subject.startswith(f"gpu.{runner.gpu}.")][-1]
+            runner.left = (
+                self.append(e.GpuLeft(gpu=runner.gpu, incarnation=runner.incarnation), fence) is not None
+            )
+
+    def last_joined(self, runner: Runner) -> e.GpuJoined:
+        return next(
+            r.event
+            for r in reversed(self.log.records)
+            if isinstance(r.event, e.GpuJoined) and r.event.incarnation == runner.incarnation
+        )
+
+    def _follow(self, runner: Runner, told: e.GpuAssigned, seq: int) -> None:
+        runner.slots, runner.ready, runner.leaving = told.slots, True, told.leaving
+        runner.serving = e.Workload(
+            "finetune" if told.purpose == "batch" else "create", told.type, told.model
+        )
+        ready = e.GpuReady(
+            gpu=runner.gpu, incarnation=runner.incarnation, model=told.model, load_ms=1, assigned_seq=seq
+        )
+        self.append(ready, seq)
+
+    def give_way(self, runner: Runner, sid: str) -> None:
+        """Make the checkpoint that was asked for."""
+        turn, attempt, fence = runner.running[sid]
+        step = e.TurnProgressed(
+            session=e.SessionId(sid),
+            turn=turn,
+            attempt=attempt,
+            gpu=runner.gpu,
+            step=1,
+            steps=9,
+            checkpoint=["c"],
+        )
+        seq = self.append(step, self.tail(sid, fence))
+        if seq is not None:
+            runner.running[sid] = (turn, attempt, seq)
+        runner.yielding.discard(sid)
+
+    def tail(self, sid: str, fence: int) -> int:
+        """The fence as it is after facts that a runner goes on behind: asked to stop, asked to give way."""
+        s = self.session(sid)
+        return s.last_seq if s.phase in ("running", "cancelling") and s.last_seq > fence else fence
+
+    def give_back(self, runner: Runner, sid: str, code: str) -> bool:
+        """Append that another GPU should try."""
+        turn, attempt, fence = runner.running.pop(sid)
+        event = e.TurnReturned(
+            session=e.SessionId(sid),
+            turn=turn,
+            attempt=attempt,
+            gpu=runner.gpu,
+            error=e.Failure(code=code, message="no more"),
+            held=len(runner.bound),
+        )
+        return self.append(event, self.tail(sid, fence)) is not None
 
     @staticmethod
     def _me(runner: Runner) -> tuple[str, str]:
@@ -199,7 +278,9 @@ class Shop:
             event = task.event
             assert isinstance(event, e.TurnAdmitted | e.TurnContinued)
             bound = isinstance(event, e.TurnContinued)
-            if (bound and event.gpu != runner.gpu) or (not bound and len(runner.bound) >= runner.slots):
+            if bound and event.gpu != runner.gpu:
+                continue
+            if not bound and (len(runner.bound) >= runner.slots or _workload(event) != runner.serving):
                 continue
             self.tasks.remove(task)
             if bound and event.session not in runner.bound:
@@ -242,6 +323,13 @@ class Shop:
             attempt,
             runner.gpu,
         ):
+            if s.phase == "running":
+                return self.append(done, s.last_seq) is not None
             cancelled = e.TurnCancelled(session=s.session, turn=turn, attempt=attempt, gpu=runner.gpu)
             return self.append(cancelled, s.last_seq) is not None
         return False
+
+
+def _workload(event: e.TurnAdmitted | e.TurnContinued) -> e.Workload:
+    mode = event.mode if isinstance(event, e.TurnAdmitted) else "create"
+    return e.Workload(mode, event.type, event.model)

@@ -16,6 +16,7 @@ from helix_es.jetstream.client import Connection, NatsSettings, connect
 from helix_es.jetstream.log import JetStreamLog
 from helix_es.replica import SNAPSHOT, Replica
 from helix_es.settings import Sessions, Settings
+from helix_es.settings_file import SettingsFile
 from helix_projections.scheduler import Scheduler
 from tests.conftest import NatsServer
 
@@ -28,7 +29,7 @@ GPU = e.GpuId("box-0")
 @asynccontextmanager
 async def scheduling(server: NatsServer, name: str) -> AsyncIterator[Scheduler]:
     connection = await connect(NatsSettings(url=server.url, name=name))
-    scheduler = Scheduler(connection, FAST, name=name)
+    scheduler = Scheduler(connection, SettingsFile(settings=FAST), name=name)
     running = asyncio.create_task(scheduler.run())
     try:
         yield scheduler

@@ -12,6 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ExceptionHandlersMap
 
 from helix_es import telemetry
+from helix_es.api.capacity import CapacityRoutes
 from helix_es.api.files import FORM_BYTES, FileRoutes
 from helix_es.api.floor import Floor
 from helix_es.api.health import livez, metrics, readyz
@@ -46,7 +47,9 @@ def create_app(services: Services) -> Litestar:
         request_max_body_size=services.settings.limits.file_bytes + FORM_BYTES,
     )
     api = Router(
-        "/api/v1", route_handlers=[Sessions, Floor, WorkerRoutes, uploads], exception_handlers=_handlers()
+        "/api/v1",
+        route_handlers=[Sessions, Floor, CapacityRoutes, WorkerRoutes, uploads],
+        exception_handlers=_handlers(),
     )
     compatible = Router(
         "/",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from helix_es.api.adapters import Shelf
+from helix_es.api.admission import check_waiting
 from helix_es.api.ledger import Ledger
 from helix_es.api.opening import SEEN_S, Opening
 from helix_es.api.requests import (
@@ -13,6 +14,7 @@ from helix_es.api.requests import (
     NewTurn,
     check_prompt,
     checked_params,
+    checked_wait_ms,
     digest,
 )
 from helix_es.api.tokens import TokenCounter
@@ -84,6 +86,8 @@ class Desk:
                 return done
             self._refuse_unless_open_for_more(found)
             params = await self._checked_turn(body, found.workload)
+            if found.phase != "idle":
+                check_waiting(self._replica.state, self._settings, owner)
             event = self._next(found, body, params, request, history)
             try:
                 seq = await self._ledger.append(event, found.last_seq, request)
@@ -141,6 +145,7 @@ class Desk:
 
     async def _checked_turn(self, body: NewTurn, workload: e.Workload) -> dict[str, object]:
         """Return the turn's parameters. Raises Rejected if it cannot be served."""
+        checked_wait_ms(body.max_wait_s)
         if workload.type == "text":
             await self._counter.check(self._settings.models.get(workload.model), body.prompt)
         return checked_params(body.params, self._settings, workload)
@@ -189,6 +194,7 @@ class Desk:
             history=history,
             params=params,
             request=request,
+            max_wait_ms=checked_wait_ms(body.max_wait_s),
         )
 
     # -- ending

@@ -31,6 +31,10 @@ class Ledger:
                 event, expected_seq=expected_seq, key=key, headers=telemetry.carried()
             )
 
+    async def exists(self, session: str) -> bool:
+        """Return whether anything was ever said of `session`."""
+        return bool(await self._log.history(session_filter(session)))
+
     async def read(self, session: str, owner: str | None = None) -> Session:
         """Return a session from the log. Raises Rejected("session_not_found") also if it is another owner's."""
         try:

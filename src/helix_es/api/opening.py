@@ -8,8 +8,9 @@ from collections.abc import Callable
 import msgspec
 
 from helix_es.api.adapters import Shelf
+from helix_es.api.admission import check_room
 from helix_es.api.ledger import Ledger
-from helix_es.api.requests import NewSession, checked_params, checked_session, digest
+from helix_es.api.requests import NewSession, checked_params, checked_session, checked_wait_ms, digest
 from helix_es.api.tokens import TokenCounter
 from helix_es.core import events as e
 from helix_es.core.errors import Conflict, Rejected
@@ -81,7 +82,10 @@ class Opening:
             prompt=body.prompt or "",
             history=history,
             request=request,
+            max_wait_ms=checked_wait_ms(body.max_wait_s),
         )
+        if key is None or not await self._ledger.exists(session):
+            check_room(self._replica.state, self._settings, workload, owner)
         try:
             return await self._append_both(created, queued, request, fresh=key is None)
         except Conflict:

@@ -19,6 +19,7 @@ PRIORITIES = range(-10, 11)
 MOST_STOPS = 8
 STOP_CHARS = 200
 KEY_CHARS = 255
+MOST_WAIT_S = 7 * 86_400
 MOST_TOKENS_AT_ONCE = 8_192  # of a training: activations and logits of all of them are in memory together
 MOST_A_STEP = 1_024  # examples of a training
 ADAPTER = re.compile(r"[a-z0-9_-]{1,64}")
@@ -38,6 +39,8 @@ class NewSession(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dataset: str | None = None
     priority: int = 0
     name: str | None = None
+    max_wait_s: float | None = None
+    """The first turn fails rather than wait longer for a slot."""
 
 
 class NewTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +48,8 @@ class NewTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     prompt: str
     params: dict[str, Any] = msgspec.field(default_factory=dict)
+    max_wait_s: float | None = None
+    """It fails rather than wait longer for a slot, if the session holds none."""
 
 
 class Params(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -67,11 +72,21 @@ def checked_session(body: NewSession, settings: Settings) -> e.Workload:
         raise Rejected("invalid_request", f"priority: {body.priority} is not allowed; it must be -10 to 10")
     if body.name is not None and not 0 < len(body.name) <= 200:
         raise Rejected("invalid_request", "name: must be 1 to 200 characters")
+    checked_wait_ms(body.max_wait_s)
     if body.mode == "finetune":
         _check_finetune(body)
     else:
         _check_create(body, settings)
     return e.Workload(body.mode, body.type, slug)
+
+
+def checked_wait_ms(max_wait_s: float | None) -> int | None:
+    """Return `max_wait_s` in ms. Raises Rejected if it is out of range."""
+    if max_wait_s is None:
+        return None
+    if not 0 < max_wait_s <= MOST_WAIT_S:
+        raise Rejected("invalid_request", f"max_wait_s: must be more than 0 and at most {MOST_WAIT_S}")
+    return max(1, int(max_wait_s * 1000))
 
 
 def _check_create(body: NewSession, settings: Settings) -> None:

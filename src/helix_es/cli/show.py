@@ -8,6 +8,7 @@ from typing import Any
 
 import rich_click as click
 
+from helix_es.cli.capacity import show_capacities
 from helix_es.cli.client import calling, url_option
 from helix_es.cli.output import json_option, show_json, show_table
 
@@ -74,15 +75,23 @@ def queue(url: str, as_json: bool) -> None:
 
 @click.command()
 @url_option
+@click.option(
+    "--explain", is_flag=True, help="How many sessions each kind of GPU may hold, and how that came about."
+)
+@click.option("--model", help="With --explain: only this one, by slug or full name.")
 @json_option
-def models(url: str, as_json: bool) -> None:
+def models(url: str, as_json: bool, explain: bool, model: str | None) -> None:
     """List the models that can be asked for, and who serves them now."""
+    if model is not None and not explain:
+        raise click.UsageError("--model: only together with --explain")
     with calling(url) as api:
-        found = api.get("/api/v1/models")
+        found = api.get("/api/v1/models/explain", model=model) if explain else api.get("/api/v1/models")
     if as_json:
         show_json(found)
-        return
-    show(model_table(found["data"]))
+    elif explain:
+        show_capacities(found["data"])
+    else:
+        show(model_table(found["data"]))
 
 
 @click.command()

@@ -151,9 +151,9 @@ class Assignment:
             if work in waited_for:
                 continue
             for gpu in self._emptiest(work, make):
-                if gpu.sessions and all(self._dozes(each) for each in gpu.sessions):
-                    if self._allowed(gpu, wanted):
-                        return gpu
+                dozing = bool(gpu.sessions) and all(self._dozes(each) for each in gpu.sessions)
+                if dozing and self._allowed(gpu, wanted):
+                    return gpu
         return None
 
     def _dozes(self, session: str) -> bool:

@@ -94,32 +94,36 @@ class Fleet:
 
     def bind(self, gpu: Gpu, session: str) -> None:
         """`session` holds a slot of `gpu`."""
-        workload = serves(gpu)
-        held = len(gpu.sessions)
-        gpu.sessions[session] = None
-        if workload is None:
+        workload, held = serves(gpu), len(gpu.sessions)
+        if workload is None or gpu.draining:
+            self._account(gpu, -1)
+            gpu.sessions[session] = None
+            self._account(gpu, +1)
             return
+        gpu.sessions[session] = None  # from here on what _account would do, without looking at everything
         if gpu.state == "ready" and held < gpu.slots:
             self._capacity(workload).room -= 1
         if not held:
             self._unlist(self.vacant, workload, gpu)
-            self.unassigned.pop(gpu.gpu, None)
         if held == gpu.slots:
             self.over[gpu.gpu] = None
 
     def unbind(self, gpu: Gpu, session: str, at_ms: int) -> None:
         """`session` holds no slot of `gpu` any more."""
-        del gpu.sessions[session]
-        workload = serves(gpu)
-        held = len(gpu.sessions)
-        if workload is None:
+        workload, held = serves(gpu), len(gpu.sessions) - 1
+        if not held:
+            gpu.vacant_ms = at_ms
+        if workload is None or gpu.draining:
+            self._account(gpu, -1)
+            del gpu.sessions[session]
+            self._account(gpu, +1)
             return
+        del gpu.sessions[session]
         if gpu.state == "ready" and held < gpu.slots:
             self._capacity(workload).room += 1
         if held == gpu.slots:
             self.over.pop(gpu.gpu, None)
         if not held:
-            gpu.vacant_ms = at_ms
             self._list_vacant(gpu, workload)
 
     def judge(self, policy: e.Policy) -> None:
@@ -168,7 +172,7 @@ class Fleet:
             capacity.room += sign * max(0, gpu.slots - len(gpu.sessions))
         else:
             self.coming[workload] = self.coming.get(workload, 0) + sign * gpu.slots
-        if gpu.draining and gpu.next is not None and not gpu.leaving:
+        if gpu.draining and gpu.next is not None and not gpu.drained:
             slots = coefficient(self.policy, gpu, gpu.next)
             self.coming[gpu.next] = self.coming.get(gpu.next, 0) + sign * slots
 
@@ -190,9 +194,9 @@ class Fleet:
     def _list_vacant(self, gpu: Gpu, workload: e.Workload) -> None:
         if gpu.state != "ready":
             return
+        if gpu.drained and not gpu.leaving:
+            self._list_unassigned(gpu)
         if gpu.draining:
-            if gpu.settled and not gpu.leaving:
-                self._list_unassigned(gpu)
             return
         self.vacant.setdefault(workload, {}).setdefault(self.makes[gpu.gpu], {})[gpu.gpu] = None
 

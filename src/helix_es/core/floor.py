@@ -101,6 +101,11 @@ class Gpu(msgspec.Struct, kw_only=True):
         return self.state != "joined" and self.slots == 0
 
     @property
+    def drained(self) -> bool:
+        """Whether it may be given to another workload: nobody is bound to it, and nobody will be."""
+        return self.draining and self.state == "ready" and self.settled and not self.sessions
+
+    @property
     def make(self) -> Make:
         return Make(self.kind, self.pool, tuple(self.workloads), self.silence_ms > 0)
 

@@ -33,6 +33,8 @@ class Occupancy:
         self.fleet = Fleet(self.door.capacity)
         self.held: dict[str, int] = {}
         """Owner -> slots that its sessions hold or were admitted to."""
+        self.waiting: dict[str, int] = {}
+        """Owner -> turns at the door."""
         self.misfits = 0
         """Stored messages that were unreadable or could not happen where they stood."""
         # Indexes, so that a decision only looks at what it is about.
@@ -154,6 +156,7 @@ class Occupancy:
         )
         if seat.deadline_ms is not None:
             self.deadlines.add((seat.deadline_ms, seat.session))
+        self._wait(seat.owner, +1)
         self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms, idle_after_ms=self.policy.idle_after_ms)
         self.seats[event.session] = seat
 
@@ -187,8 +190,14 @@ class Occupancy:
         self.door.capacity(seat.workload).admitted += 1
         self._hold(seat.owner, +1)
 
+    def _wait(self, owner: str, change: int) -> None:
+        self.waiting[owner] = self.waiting.get(owner, 0) + change
+        if not self.waiting[owner]:
+            del self.waiting[owner]
+
     def _leave_door(self, seat: Seat, *, served: bool) -> None:
         self.door.leave(seat, served=served)
+        self._wait(seat.owner, -1)
         self.poisoned.pop(seat.session, None)
         if seat.deadline_ms is not None:
             self.deadlines.remove((seat.deadline_ms, seat.session))
@@ -305,6 +314,7 @@ class Occupancy:
         if seat.phase == "queued":
             if before == "running" and event.reason in ("lost", "restarted"):
                 seat.strikes.append(f"{event.gpu}: {event.reason}")
+            self._wait(seat.owner, +1)
             self.door.put_back(seat, seq=record.seq)
             if len(seat.strikes) >= self.policy.attempts:
                 self.poisoned[seat.session] = None

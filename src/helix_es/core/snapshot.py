@@ -140,6 +140,8 @@ def _load_seat(state: Occupancy, seat: Seat) -> None:
     state.seats[seat.session] = seat
     if seat.deadline_ms is not None:
         state.deadlines.add((seat.deadline_ms, seat.session))
+    if seat.phase == "queued":
+        state.waiting[seat.owner] = state.waiting.get(seat.owner, 0) + 1
     if seat.phase == "admitted" or seat.gpu is not None:
         state.held[seat.owner] = state.held.get(seat.owner, 0) + 1
 
