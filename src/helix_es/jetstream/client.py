@@ -30,6 +30,7 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach the server."""
 
     url: str = "nats://127.0.0.1:4222"
+    """Of one server, or of several of a cluster, with commas between them."""
     name: str = "helix"
     nkey_seed_file: str | None = None
     tls_ca_file: str | None = None
@@ -211,7 +212,7 @@ async def connect(settings: NatsSettings) -> Connection:
         said = text
 
     connecting = client.connect(
-        settings.url,
+        [each.strip() for each in settings.url.split(",")],
         name=settings.name,
         inbox_prefix=settings.inbox_prefix.encode(),
         max_reconnect_attempts=-1,
@@ -238,7 +239,11 @@ async def connect(settings: NatsSettings) -> Connection:
 
 
 def without_secrets(url: str) -> str:
-    """Return `url` without user and password, fit to be shown."""
+    """Return `url`, or several with commas between them, without user and password, fit to be shown."""
+    return ",".join(_without_secret(each) for each in url.split(","))
+
+
+def _without_secret(url: str) -> str:
     scheme, mark, rest = url.rpartition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
