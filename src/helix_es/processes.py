@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +31,24 @@ class Child:
     name: str
     command: list[str]
     env: dict[str, str] = field(default_factory=dict)
+    stop_s: float = STOP_S
+    """How long it may take to end in order."""
     process: asyncio.subprocess.Process | None = None
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this child if its parent is killed: a server nobody watches would hold the log's files."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def leash() -> Callable[[], None]:
+    """Return what a child does first: have the kernel end it, in order, if this process is killed.
+
+    A server that nobody watches would hold the log's files.
+    """
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def bind() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed before the line above could say so
+            os._exit(1)
+
+    return bind
 
 
 async def end_leftovers(folder: Path) -> None:
@@ -94,7 +107,7 @@ class Supervisor:
                 stderr=out,
                 env={**os.environ, **child.env},
                 start_new_session=True,  # Ctrl-C is for us; we end them in order
-                preexec_fn=_end_with_parent,
+                preexec_fn=leash(),
             )
         self._write_pids()
 
@@ -133,7 +146,7 @@ class Supervisor:
             return
         process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), STOP_S)
+            await asyncio.wait_for(process.wait(), child.stop_s)
         except TimeoutError:
             log.warning("process_killed", name=child.name)
             process.kill()

@@ -1,0 +1,1 @@
+"""The fleet: whoever makes true what `fleet.<pool>.resized` says."""
