@@ -30,7 +30,13 @@ class Crowd:
         for gpu in self._gpus:
             about = {"gpu": gpu, "incarnation": "i"}
             yield self.record(
-                e.GpuJoined(**about, kind="a100-80", memory_total_bytes=80 << 30, workloads=[work])
+                e.GpuJoined(
+                    **about,
+                    kind="a100-80",
+                    memory_total_bytes=80 << 30,
+                    workloads=[work],
+                    slots={MODEL: self._slots},
+                )
             )
             assigned = {"model": MODEL, "type": "text", "purpose": "chat", "slots": self._slots}
             yield self.record(e.GpuAssigned(**about, **assigned, decided_seq=self.seq, decided_at_ms=0))

@@ -15,7 +15,7 @@ import msgspec
 import nats
 
 from helix_es.core.catalogue import Model
-from helix_es.core.events import GpuId
+from helix_es.core.events import GpuId, Workload
 from helix_es.jetstream.client import NatsSettings, connect
 from helix_es.jetstream.server import free_port
 from helix_es.jetstream.streams import provision
@@ -23,7 +23,8 @@ from helix_es.jetstream.tasks import Task
 from helix_es.processes import Child, Supervisor
 from helix_es.settings import Settings
 from helix_runners.devices import cpu
-from helix_runners.loop import Offer, Runner
+from helix_runners.loop import Runner
+from helix_runners.offer import Offer
 from helix_runners.work import Job, Outcome, Output
 from tests.conftest import NatsServer
 from tests.e2e.shop import HELIX
@@ -57,7 +58,10 @@ def summary(seconds: list[float]) -> Latency:
 class Nothing:
     """Work that takes no time: only dispatch is measured."""
 
-    async def load(self, slug: str, model: Model) -> None:
+    async def load(self, workload: Workload, model: Model) -> None:
+        pass
+
+    async def give_way(self, session: str) -> None:
         pass
 
     async def perform(self, job: Job, output: Output) -> Outcome:
@@ -174,7 +178,9 @@ async def measure() -> Dispatch:
                 more = ["--port", str(port)] if child == "api" else []
                 await children.start(Child(child, [*HELIX, child, "--nats", server.url, *more]))
             models = {"smollm2": Settings().models["smollm2"]}
-            offer = Offer(gpu=GpuId("bench-0"), device=cpu(), models=models, slots={"smollm2": 10_000})
+            workloads = [Workload("create", "text", "smollm2")]
+            slots = {"smollm2": 10_000}
+            offer = Offer(gpu=GpuId("bench-0"), device=cpu(), workloads=workloads, models=models, slots=slots)
             runner = TimedRunner(connection, Nothing(), offer, new_incarnation=lambda: secrets.token_hex(4))
             runner.begin()
             serving = asyncio.create_task(runner.run())
