@@ -75,7 +75,7 @@ class Checkpoints:
                 self.due.task_done()
 
     async def _tidy(self, session: str) -> None:
-        records = await self._log.history(session_filter(session))
+        records = await self._log.history(session_filter(session), fresh=True)
         removed = self._removed.setdefault(session, set())
         for file in superseded(session, records):
             if file not in removed:

@@ -223,7 +223,7 @@ class Scheduler:
                     event, expected_seq=decision.expected_seq, key=key, headers=carried
                 )
         except Conflict:
-            log.info("decision_came_late", event=type_of(event), about=about)
+            log.info("decision_came_late", fact=type_of(event), about=about)
             return 0
 
     # -- housekeeping

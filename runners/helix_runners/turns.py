@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
@@ -21,7 +23,9 @@ from helix_es.jetstream.tasks import Task, TaskEvent
 from helix_es.log import Log
 from helix_es.turnlog import append_fact, append_started
 from helix_runners.bindings import Binding, Bindings
+from helix_runners.faults import BROKEN, OUT_OF_MEMORY, UNEXPECTED, is_out_of_memory
 from helix_runners.output import Speaker
+from helix_runners.stall import Stall
 from helix_runners.work import Job, Outcome, Work
 
 log = structlog.get_logger(__name__)
@@ -45,32 +49,31 @@ async def patiently(attempt: Callable[[], Awaitable[Result]]) -> Result:
 class Turns:
     """Does turns for one incarnation of a GPU's runner."""
 
-    def __init__(self, source: Log, deltas: Deltas, work: Work, gpu: e.GpuId) -> None:
+    def __init__(self, source: Log, deltas: Deltas, work: Work, gpu: e.GpuId, bindings: Bindings) -> None:
         self._log = source
         self._deltas = deltas
         self._work = work
         self._gpu = gpu
+        self._bindings = bindings
+        self.stall = Stall()
 
-    async def start(self, task: Task, bindings: Bindings, incarnation: str) -> Binding | None:
+    async def start(self, task: Task, incarnation: str) -> Binding | None:
         """Append `started`; return the session's binding, or None if the task is not ours to do (any more)."""
         event = task.event
-        if isinstance(event, e.TurnContinued) and event.session not in bindings:
+        if isinstance(event, e.TurnContinued) and event.session not in self._bindings:
             await task.ack()  # it was meant for an earlier life of this GPU; the session was released since
             return None
-        started = e.TurnStarted(
-            session=event.session,
-            turn=event.turn,
-            attempt=event.attempt,
-            gpu=self._gpu,
-            incarnation=incarnation,
-        )
+        started = self._started(event, incarnation)
         with telemetry.span("turn.start", SpanKind.CONSUMER, task.headers):
             seq = await append_started(self._log, started, task.log_seq)
         if seq is None:
             log.info("task_stale", session=event.session, turn=event.turn, attempt=event.attempt)
             await task.ack()
             return None
-        binding = bindings.get(event.session) or bindings.bind(event.session, seq)
+        binding = await self._seated(event, seq)
+        if binding is None:  # released while we said so
+            await task.ack()
+            return None
         known = binding.state
         if known is not None:
             upto = event.after_seq if isinstance(event, e.TurnContinued) else None
@@ -79,6 +82,25 @@ class Turns:
             )
         binding.fence, binding.turn, binding.cancelled = seq, event.turn, False
         await task.ack()
+        return binding
+
+    def _started(self, event: TaskEvent, incarnation: str) -> e.TurnStarted:
+        return e.TurnStarted(
+            session=event.session,
+            turn=event.turn,
+            attempt=event.attempt,
+            gpu=self._gpu,
+            incarnation=incarnation,
+        )
+
+    async def _seated(self, event: TaskEvent, seq: int) -> Binding | None:
+        """Return the binding of a session whose `started` is at `seq`; None if what it went on with is gone."""
+        found = self._bindings.get(event.session)
+        if isinstance(event, e.TurnContinued) or (found is not None and found.seated_seq == seq):
+            return found
+        binding = self._bindings.bind(event.session, seq)
+        if found is not None:  # it was released and came back sooner than we heard of that
+            await self._work.cancel(event.session)
         return binding
 
     async def perform(self, task: Task, binding: Binding) -> None:
@@ -95,7 +117,8 @@ class Turns:
         with telemetry.span("turn.perform", SpanKind.CONSUMER, task.headers, attributes) as span:
             begun = time.monotonic()
             job = await patiently(lambda: self._remember(task, binding))
-            speaker = Speaker(self._deltas, event, self._gpu, lambda fact: self._note(fact, binding))
+            note = partial(self._note, binding=binding)
+            speaker = Speaker(self._deltas, self._started(event, ""), binding, self.stall, note)
             try:
                 outcome = Outcome(cancelled=True) if binding.cancelled else await self._do(job, speaker)
             except NotOurs:
@@ -110,24 +133,38 @@ class Turns:
 
     async def _do(self, job: Job, speaker: Speaker) -> Outcome:
         try:
-            return await self._work.perform(job, speaker)
+            with self.stall.running():
+                outcome = await self._work.perform(job, speaker)
         except NotOurs:
             raise
         except Exception as error:
-            # Whatever it is, the turn must end in the log, or its session hangs for ever.
+            # Whatever it is, the attempt must end in the log, or its session hangs for ever.
             log.exception("work_failed", session=job.session, turn=job.turn.turn)
             message = f"the runner failed: {type(error).__name__}; see its log"
-            return Outcome(error=e.Failure(code="runner_error", message=message))
+            code = OUT_OF_MEMORY if is_out_of_memory(error) else UNEXPECTED
+            outcome = Outcome(error=e.Failure(code=code, message=message), retry=True)
+        return self._blamed(outcome)
+
+    def _blamed(self, outcome: Outcome) -> Outcome:
+        """An engine that computes no more is the reason of whatever failed on it."""
+        error = outcome.error
+        if error is None or not outcome.retry or error.code == OUT_OF_MEMORY or self._work.broken is None:
+            return outcome
+        return msgspec.structs.replace(outcome, error=e.Failure(code=BROKEN, message=error.message))
 
     async def _remember(self, task: Task, binding: Binding) -> Job:
         """Bring the session up to this turn's prompt, from memory or from the log."""
         event = task.event
         if binding.state is None:
-            binding.state = fold(event.session, await self._log.history(session_filter(event.session)))
+            binding.state = fold(
+                event.session, await self._log.history(session_filter(event.session), fresh=True)
+            )
         state = binding.state
         return Job(state=state, params={**state.params, **state.turns[event.turn - 1].params})
 
     async def _end(self, event: TaskEvent, binding: Binding, outcome: Outcome, total_ms: int) -> None:
+        if outcome.retry and binding.cancelled:  # nobody wants another attempt
+            outcome = Outcome(output=outcome.output, cancelled=True)
         fact = self._fact(event, outcome, total_ms)
         key = f"{type_of(fact)}:{self._gpu}:{event.session}:{event.turn}:{event.attempt}"
         seq = await append_fact(self._log, fact, key, binding)
@@ -154,14 +191,16 @@ class Turns:
 
     def _fact(
         self, event: TaskEvent, outcome: Outcome, total_ms: int
-    ) -> e.TurnCompleted | e.TurnFailed | e.TurnCancelled:
+    ) -> e.TurnCompleted | e.TurnFailed | e.TurnCancelled | e.TurnReturned:
         about: dict[str, Any] = {
             "session": event.session,
             "turn": event.turn,
             "attempt": event.attempt,
             "gpu": self._gpu,
-            "output": outcome.output,
         }
+        if outcome.error is not None and outcome.retry:
+            return e.TurnReturned(**about, error=outcome.error, held=len(self._bindings))
+        about["output"] = outcome.output
         if outcome.error is not None:
             return e.TurnFailed(**about, error=outcome.error)
         if outcome.cancelled:

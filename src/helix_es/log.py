@@ -38,8 +38,14 @@ class Log(Protocol):
         answer, and whether it was stored is unknown: repeat it with the same key.
         """
 
-    async def history(self, subject_filter: str, *, after_seq: int = 0) -> list[Recorded]:
-        """Return all records under `subject_filter` above `after_seq`, in order, with headers."""
+    async def history(
+        self, subject_filter: str, *, after_seq: int = 0, fresh: bool = False
+    ) -> list[Recorded]:
+        """Return all records under `subject_filter` above `after_seq`, in order, with headers.
+
+        `fresh`: with everything that was acknowledged before the call. Otherwise the newest may be missing, where a
+        replica answers that lags. Raises Unavailable.
+        """
 
     async def last_seq(self) -> int:
         """Return the sequence of the newest record, 0 for an empty log."""

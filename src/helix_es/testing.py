@@ -66,7 +66,9 @@ class InMemoryLog:
         self._changed = asyncio.Event()
         return seq
 
-    async def history(self, subject_filter: str, *, after_seq: int = 0) -> list[Recorded]:
+    async def history(
+        self, subject_filter: str, *, after_seq: int = 0, fresh: bool = False
+    ) -> list[Recorded]:
         return [r for r in self.records[after_seq:] if matches(r.subject, subject_filter)]
 
     async def last_seq(self) -> int:

@@ -34,7 +34,7 @@ async def append_started(source: Log, started: e.TurnStarted, fence: int) -> int
         try:
             return await source.append(started, expected_seq=fence, key=key, headers=telemetry.carried())
         except Conflict:
-            found = fold(started.session, await source.history(session_filter(started.session)))
+            found = fold(started.session, await source.history(session_filter(started.session), fresh=True))
             if not _waits_for(started, found):
                 return None
             if found.last_seq == fence:  # a replica that has not yet what refused us
@@ -69,7 +69,7 @@ async def append_fact(source: Log, fact: TurnFact, key: str, holder: Fenced) -> 
 
 async def _still_runs(source: Log, fact: TurnFact, holder: Fenced) -> bool:
     """A fence failed: go on if the attempt still runs there, whatever came in between, else it is another's now."""
-    found = fold(fact.session, await source.history(session_filter(fact.session)))
+    found = fold(fact.session, await source.history(session_filter(fact.session), fresh=True))
     if not runs(found, fact.turn, fact.attempt, fact.gpu):
         return False
     if found.last_seq <= holder.fence:  # a replica that has not yet what refused us

@@ -16,6 +16,8 @@ from tests.cli.fake import Answered, FakeApi, helix, problem, session, turn
 GPU = {
     "gpu": "n-0",
     "kind": "cpu",
+    "pool": "default",
+    "next": None,
     "state": "ready",
     "purpose": "chat",
     "model": "smollm2",

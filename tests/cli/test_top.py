@@ -16,6 +16,7 @@ from tests.cli.test_show import GPU, LINE, listed
 def shop(api: FakeApi) -> FakeApi:
     api.on("GET /api/v1/gpus", listed(GPU))
     api.on("GET /api/v1/queue", listed(LINE))
+    api.on("GET /api/v1/fleet", listed())
     api.on("GET /api/v1/sessions?limit=20", listed(session(turn() | {"prompt": "[/x]"}), has_more=False))
     return api
 
@@ -30,10 +31,23 @@ def test_a_pipe_gets_one_picture(shop: FakeApi) -> None:
 
 
 def test_an_empty_shop_says_so(api: FakeApi) -> None:
-    for path in ("gpus", "queue", "sessions?limit=20"):
+    for path in ("gpus", "queue", "fleet", "sessions?limit=20"):
         api.on(f"GET /api/v1/{path}", listed(has_more=False))
     said = CliRunner().invoke(top, ["--url", api.url, "--once"], catch_exceptions=False)
     assert "no GPU is there" in said.stdout
+
+
+def test_gpus_that_are_alike_share_a_line_where_there_are_many(api: FakeApi) -> None:
+    api.on("GET /api/v1/gpus", listed(*(GPU | {"gpu": f"n-{n}"} for n in range(21))))
+    api.on("GET /api/v1/queue", listed(LINE))
+    pool = dict.fromkeys(("ready", "loading", "leaving", "min"), 0)
+    pool |= {"pool": "cloud", "wanted": 3, "present": 1, "max": 4, "reason": "2 GPUs' worth wait"}
+    api.on("GET /api/v1/fleet", listed(pool))
+    api.on("GET /api/v1/sessions?limit=20", listed(has_more=False))
+    said = CliRunner().invoke(top, ["--url", api.url, "--once"], catch_exceptions=False).stdout
+    assert "21/84" in said
+    assert "n-0 … n-20" in said
+    assert "2 GPUs' worth wait" in said
 
 
 def test_json_is_the_picture(shop: FakeApi) -> None:

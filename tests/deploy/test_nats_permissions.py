@@ -129,7 +129,7 @@ def test_a_runner_publishes_its_own_facts_and_no_other_gpus(broker: Server) -> N
     as_users(broker, check)
 
 
-@pytest.mark.parametrize("verb", ["started", "progressed", "completed", "failed", "cancelled"])
+@pytest.mark.parametrize("verb", ["started", "progressed", "returned", "completed", "failed", "cancelled"])
 def test_turn_facts_end_in_the_runners_own_gpu(broker: Server, verb: str) -> None:
     async def check(users: dict[str, User]) -> None:
         runner = users["runner-node-0"]

@@ -12,7 +12,7 @@ from tests.bench.dispatch import Nothing
 from tests.deploy.local_nats import Server, config_folder
 from tests.e2e.shop import HELIX, Client
 
-from helix_es.core.events import GpuId
+from helix_es.core.events import GpuId, Workload
 from helix_es.jetstream.client import NatsSettings, connect
 from helix_es.jetstream.server import free_port
 from helix_es.processes import Child, Supervisor
@@ -50,7 +50,10 @@ async def test_each_role_has_what_it_needs_and_no_more(tmp_path: Path) -> None:
             )
         )
         models = {"smollm2": Settings().models["smollm2"]}
-        offer = Offer(gpu=GpuId("box-0"), device=cpu(), models=models, slots={"smollm2": 2})
+        workloads = [Workload("create", "text", "smollm2")]
+        offer = Offer(
+            gpu=GpuId("box-0"), device=cpu(), workloads=workloads, models=models, slots={"smollm2": 2}
+        )
         runner = Runner(connection, Nothing(), offer, new_incarnation=lambda: secrets.token_hex(4))
         serving = asyncio.create_task(runner.run())
         async with Client(f"http://127.0.0.1:{port}") as client:

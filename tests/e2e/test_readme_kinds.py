@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helix_es.cli.up import RUNNERS
+from helix_es.cli.up_runners import RUNNERS
 from tests.e2e.shop import Client, Shop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e, pytest.mark.timeout(400)]

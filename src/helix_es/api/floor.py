@@ -10,8 +10,9 @@ from litestar import Controller, get
 from helix_es.api.owner import owner_of
 from helix_es.api.services import Services
 from helix_es.api.sessions import Web
-from helix_es.api.views import GpuView, gpu_view, instant
+from helix_es.api.views import GpuView, gpu_state, gpu_view, instant
 from helix_es.core.events import Workload
+from helix_es.core.fleet import Pool
 from helix_es.core.floor import Gpu, serves
 from helix_es.core.occupancy import Occupancy
 
@@ -101,7 +102,31 @@ class PoolView(msgspec.Struct, kw_only=True):
 
     pool: str
     wanted: int
+    """For a pool that is not configured, what is there."""
     present: int
+    ready: int
+    loading: int
+    leaving: int
+    min: int | None
+    max: int | None
+    reason: str
+    """Why it was resized last."""
+    resized_at: str | None
+
+
+class Division(msgspec.Struct, kw_only=True):
+    """How GPUs are divided between chats and batch work, and what that cost."""
+
+    reserved: int
+    """Kept for batch work."""
+    batch: int
+    """GPUs that could do batch work and serve no chats now."""
+    chat: int
+    """GPUs that could do batch work and serve chats now."""
+    chats_held_back_s: float
+    """How long chats waited while a GPU was kept free that could have served them."""
+    batch_held_back_s: float
+    """How long batch work waited while chats had a GPU that could have done it."""
 
 
 class Fleet(msgspec.Struct, kw_only=True):
@@ -109,6 +134,7 @@ class Fleet(msgspec.Struct, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[PoolView]
+    division: Division
 
 
 class Floor(Controller):
@@ -175,9 +201,39 @@ class Floor(Controller):
     @get("/fleet", summary="Sizes wanted and present")
     async def fleet(self, services: Services, request: Web) -> Fleet:
         owner_of(request, services.settings.auth)
-        present = len(services.replica.state.gpus)
-        # Pools are not grown by Helix yet: what is there is what is wanted.
-        return Fleet(data=[PoolView(pool="default", wanted=present, present=present)])
+        state = services.replica.state
+        names = sorted({*state.policy.pools, *(gpu.pool for gpu in state.gpus.values())})
+        return Fleet(data=[_pool(state, name) for name in names], division=_division(state))
+
+
+def _pool(state: Occupancy, name: str) -> PoolView:
+    rule, pool = state.policy.pools.get(name), state.fleet.pools.get(name) or Pool()
+    states = [gpu_state(gpu) for gpu in state.gpus.values() if gpu.pool == name]
+    return PoolView(
+        pool=name,
+        wanted=pool.size if rule is not None else pool.present,
+        present=pool.present,
+        ready=states.count("ready") + states.count("draining"),
+        loading=states.count("loading") + states.count("joining"),
+        leaving=pool.leaving,
+        min=rule.min if rule is not None else None,
+        max=rule.max if rule is not None else None,
+        reason=pool.reason,
+        resized_at=instant(pool.resized_ms or None),
+    )
+
+
+def _division(state: Occupancy) -> Division:
+    held_back = {"create": 0, "finetune": 0}
+    for workload in state.door.queues:
+        held_back[workload.mode] += state.divided_ms(workload, state.now_ms)
+    return Division(
+        reserved=state.policy.reserved,
+        batch=state.fleet.batchable - state.fleet.chatting,
+        chat=state.fleet.chatting,
+        chats_held_back_s=held_back["create"] / 1000,
+        batch_held_back_s=held_back["finetune"] / 1000,
+    )
 
 
 def _serves(gpu: Gpu, workload: Workload) -> bool:

@@ -59,8 +59,20 @@ class _Floor(Collector):
         gpus = GaugeMetricFamily("helix_gpus", "GPUs whose runner is there", labels=["state"])
         for name in ("joined", "assigned", "ready"):
             gpus.add_metric([name], sum(gpu.state == name for gpu in state.gpus.values()))
+        wanted = GaugeMetricFamily("helix_pool_wanted", "GPUs that a pool should have", labels=["pool"])
+        for pool in sorted(state.policy.pools):
+            found = state.fleet.pools.get(pool)
+            wanted.add_metric([pool], found.size if found is not None else 0)
+        held_back = GaugeMetricFamily(
+            "helix_held_back_seconds",
+            "Waits that a GPU of the other division could have spared",
+            labels=labels,
+        )
+        for workload in sorted(state.door.queues):
+            values = [workload.mode, workload.type, workload.model]
+            held_back.add_metric(values, state.divided_ms(workload, state.now_ms) / 1000)
         seq = GaugeMetricFamily("helix_log_sequence", "Log sequence that this process folded to")
         seq.add_metric([], state.seq)
         misfits = GaugeMetricFamily("helix_log_misfits", "Stored messages that could not be folded")
         misfits.add_metric([], state.misfits)
-        yield from (waiting, slots, bound, gpus, seq, misfits)
+        yield from (waiting, slots, bound, gpus, wanted, held_back, seq, misfits)

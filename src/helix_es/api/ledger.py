@@ -33,12 +33,12 @@ class Ledger:
 
     async def exists(self, session: str) -> bool:
         """Return whether anything was ever said of `session`."""
-        return bool(await self._log.history(session_filter(session)))
+        return bool(await self._log.history(session_filter(session), fresh=True))
 
     async def read(self, session: str, owner: str | None = None) -> Session:
         """Return a session from the log. Raises Rejected("session_not_found") also if it is another owner's."""
         try:
-            records = await self._log.history(session_filter(token(session, "session")))
+            records = await self._log.history(session_filter(token(session, "session")), fresh=True)
         except Rejected as error:
             raise Rejected("session_not_found", f"no session {session[:80]!r}") from error
         found = fold(session, records)

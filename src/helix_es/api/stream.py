@@ -80,7 +80,7 @@ class SessionStream:
         """Yield what happens; None is a sign of life. Ends with the session, or with `only_turn`."""
         with self._replica.subscription(self._name, self._inbox.put_nowait):
             async with self._deltas.listen(self._name, self._inbox.put_nowait):
-                records = await self._log.history(session_filter(self._name))
+                records = await self._log.history(session_filter(self._name), fresh=True)
                 if records and self._resumed.seq > records[-1].seq:
                     self._resumed = Cursor()  # of another session or another log: begin at the beginning
                 for record in records:
@@ -175,11 +175,10 @@ class SessionStream:
         if place is None or place == self._said:
             return None
         said, self._said = self._said, place
-        if said is not None and said.position == place.position and _close(said.wait_s, place.wait_s):
+        if said is not None and _like(said, place):
             self._said = said
             return None
-        turn = len(self._session.turns)
-        return Item("queue", None, {"turn": turn, "position": place.position, "wait_s": place.wait_s})
+        return Item("queue", None, {"turn": len(self._session.turns), **msgspec.structs.asdict(place)})
 
     # -- pieces
 
@@ -255,6 +254,12 @@ def _name(event: e.AnyEvent, before: Session, turn: Turn | None) -> str:
     """The fact's name; a release that ends a turn (its GPU died while it was asked to stop) is told as that end."""
     ended = before.open_turn is not None and turn is not None and turn.ended_ms is not None
     return "turn.cancelled" if ended and isinstance(event, e.SessionReleased) else type_of(event)
+
+
+def _like(said: QueueView, place: QueueView) -> bool:
+    """Whether what was said of a place is not worth saying again."""
+    same = (said.position, said.cold_start) == (place.position, place.cold_start)
+    return same and _close(said.wait_s, place.wait_s)
 
 
 def _close(told_s: float | None, wait_s: float | None) -> bool:

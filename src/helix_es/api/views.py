@@ -8,11 +8,23 @@ from typing import Any
 import msgspec
 
 from helix_es.core import events as e
+from helix_es.core.coldstart import cold_start
 from helix_es.core.floor import Gpu
 from helix_es.core.history import Progress, Session, Turn
 from helix_es.core.occupancy import Occupancy
 
 GPU_STATES = {"joined": "joining", "assigned": "loading", "ready": "ready"}
+
+
+class ColdStartView(msgspec.Struct, kw_only=True):
+    """How far the first GPU is that will serve the model."""
+
+    stage: str
+    """starting, draining or loading."""
+    where: str
+    """The pool or the GPU."""
+    elapsed_s: int
+    expected_s: int | None
 
 
 class QueueView(msgspec.Struct, kw_only=True):
@@ -22,6 +34,7 @@ class QueueView(msgspec.Struct, kw_only=True):
     """1 is next."""
     wait_s: float | None
     """None while nothing serves the model."""
+    cold_start: ColdStartView | None = None
 
 
 class TurnView(msgspec.Struct, kw_only=True):
@@ -70,9 +83,13 @@ class GpuView(msgspec.Struct, kw_only=True):
 
     gpu: str
     kind: str
+    pool: str
     state: str
+    """joining, loading, ready, draining (it takes nobody any more) or leaving."""
     purpose: str | None
     model: str | None
+    next: str | None
+    """What it drains for."""
     slots: int
     slots_used: int
     sessions: list[str]
@@ -141,7 +158,30 @@ def queue_view(session: str, state: Occupancy) -> QueueView | None:
     if seat is None or position is None:
         return None
     wait_ms = state.wait_ms(seat.workload, position)
-    return QueueView(position=position, wait_s=None if wait_ms is None else round(wait_ms / 1000, 1))
+    return QueueView(
+        position=position,
+        wait_s=None if wait_ms is None else round(wait_ms / 1000, 1),
+        cold_start=_cold_start(state, seat.workload),
+    )
+
+
+def _cold_start(state: Occupancy, workload: e.Workload) -> ColdStartView | None:
+    found = cold_start(state, workload)
+    if found is None:
+        return None
+    return ColdStartView(
+        stage=found.stage,
+        where=found.where,
+        elapsed_s=found.elapsed_ms // 1000,
+        expected_s=None if found.expected_ms is None else -(-found.expected_ms // 1000),
+    )
+
+
+def gpu_state(gpu: Gpu) -> str:
+    """Return the state of `gpu` as users know it."""
+    if gpu.draining:
+        return "leaving" if gpu.leaving else "draining"
+    return GPU_STATES[gpu.state]
 
 
 def gpu_view(gpu: Gpu, beat: e.Recorded | None, state: Occupancy, owner: str) -> GpuView:
@@ -152,9 +192,11 @@ def gpu_view(gpu: Gpu, beat: e.Recorded | None, state: Occupancy, owner: str) ->
     return GpuView(
         gpu=gpu.gpu,
         kind=gpu.kind,
-        state=GPU_STATES[gpu.state],
+        pool=gpu.pool,
+        state=gpu_state(gpu),
         purpose=gpu.purpose,
         model=gpu.model,
+        next=gpu.next.model if gpu.next is not None else None,
         slots=gpu.slots,
         slots_used=len(gpu.sessions),
         sessions=sorted(name for name in gpu.sessions if state.seats[name].owner == owner),

@@ -24,6 +24,7 @@ COMMANDS = {
     "queue": "helix_es.cli.show",
     "models": "helix_es.cli.show",
     "top": "helix_es.cli.top",
+    "fleet": "helix_es.cli.fleet",
     "doctor": "helix_es.cli.doctor",
 }
 

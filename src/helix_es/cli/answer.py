@@ -22,6 +22,8 @@ class Place(msgspec.Struct, frozen=True):
 
     position: int
     wait_s: float | None
+    cold_start: dict[str, Any] | None = None
+    """What must happen before the model is served at all."""
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -132,7 +134,7 @@ class Answer:
 
     def _updates(self, name: str, data: dict[str, Any]) -> Iterator[Update]:
         if name == "queue":
-            yield Place(data["position"], data["wait_s"])
+            yield Place(data["position"], data["wait_s"], data.get("cold_start"))
         elif name == "delta":
             if data["turn"] == self._turn:
                 yield from self._piece(data["attempt"], data["offset"], data["text"])

@@ -7,7 +7,9 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,9 @@ DISK_WARN_BYTES, DISK_FAIL_BYTES = (
     5 * GIB,
     GIB // 2,
 )  # the log only grows, and NATS stops when it cannot write
+GROWN_S = 180.0  # a machine starts and a model loads within so long
+NOT_THERE = 404
+UNSERVED_S = 120.0  # nobody should wait so long for a model that no GPU serves
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +58,11 @@ def warn(check: str, found: str, advice: str) -> Check:
 def fails(check: str, found: str, advice: str) -> Check:
     """Return a finding that keeps Helix from working."""
     return Check(check=check, status="fail", found=found, advice=advice)
+
+
+def clock(at_ms: int) -> str:
+    """Return the time of day of Unix ms, in UTC, as the logs have it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%H:%M:%SZ")
 
 
 # -- this machine
@@ -146,22 +156,31 @@ def api(url: str, key: str | None) -> Iterator[Check]:
             yield fails("api", f"{url} is not ready: {error}", "see its log; it must reach NATS and catch up")
             return
         yield ok("api", f"ready at {url}")
-        for name, check in (("gpus", _gpus), ("unreadable", _misfits)):
+        now = datetime.now(UTC)
+        checks = (("gpus", _gpus), ("pools", _pools), ("queue", _queue), ("unreadable", _misfits))
+        for name, check in checks:
             try:
-                yield check(asked)
+                yield check(asked, now)
             except HelixError as error:
                 yield fails(name, str(error), "see the log of the API")
 
 
-def _gpus(asked: Api) -> Check:
+def _gpus(asked: Api, _now: datetime) -> Check:
     found = asked.get("/api/v1/gpus")["data"]
+    states = Counter(str(gpu["state"]) for gpu in found)
     ready = [gpu for gpu in found if gpu["state"] == "ready"]
+    others = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state != "ready")
     said = f"{len(ready)} of {len(found)} ready" + (f": {_names(ready)}" if ready else "")
+    said += f"; {others}" if others else ""
+    coming = states["joining"] + states["loading"]
     if not found:
+        pools = [row["pool"] for row in _rows(asked, "/api/v1/fleet") or [] if row.get("max", 0) > 0]
+        if pools:
+            return ok("gpus", f"no GPU is there; pool {', '.join(pools)} grows when somebody waits")
         return fails("gpus", "no GPU is there", "start a runner: 'helix runner text'")
-    if not ready:
+    if not ready and not states["draining"]:
         return fails("gpus", said, "they load a model or have none assigned; see the logs of their runners")
-    if len(ready) < len(found):
+    if coming:
         return warn("gpus", said, "the others load a model or have none assigned; see 'helix gpus'")
     return ok("gpus", said)
 
@@ -171,7 +190,67 @@ def _names(gpus: list[dict[str, Any]]) -> str:
     return ", ".join(names) + (" …" if len(gpus) > len(names) else "")
 
 
-def _misfits(asked: Api) -> Check:
+def _rows(asked: Api, path: str) -> list[dict[str, Any]] | None:
+    """Return what `path` lists, None if this API has no such thing."""
+    try:
+        rows: list[dict[str, Any]] = asked.get(path)["data"]
+    except Problem as problem:
+        if problem.status == NOT_THERE:
+            return None
+        raise
+    return rows
+
+
+def _pools(asked: Api, now: datetime) -> Check:
+    """Compare what each pool should have with what is there; it may take a while to come."""
+    rows = _rows(asked, "/api/v1/fleet")
+    if rows is None:
+        return warn("pools", "the API does not tell", "update the API")
+    late, said = [], []
+    for row in rows:
+        told = f"{row['pool']} {row['present']} of {row['wanted']}"
+        missing = row["wanted"] - row["present"]
+        waited_s = _since(row.get("resized_at"), now)
+        if missing > 0 and (waited_s is None or waited_s > GROWN_S):
+            late.append(row["pool"])
+            why = f"; wanted because {row['reason']}" if row.get("reason") else ""
+            told += f" for {waited_s / 60:.0f} min{why}" if waited_s is not None else ""
+        said.append(told)
+    found = ", ".join(said) or "none"
+    if not late:
+        return ok("pools", found)
+    advice = f"'helix fleet' makes them: is it running, and what does its provider say? see its log ({', '.join(late)})"
+    bare = any(row["pool"] in late and row["present"] == 0 for row in rows)
+    return (fails if bare else warn)("pools", found, advice)
+
+
+def _queue(asked: Api, now: datetime) -> Check:
+    """Look for models that somebody has been waiting for while no GPU serves them."""
+    rows = _rows(asked, "/api/v1/queue")
+    if rows is None:
+        return warn("queue", "the API does not tell", "update the API")
+    unserved = []
+    for row in rows:
+        first = min((each["queued_at"] for each in row["sessions"] if each["queued_at"]), default=None)
+        waited_s = _since(first, now)
+        if row["slots"] == 0 and row["waiting"] and waited_s is not None and waited_s > UNSERVED_S:
+            unserved.append(
+                f"{row['mode']} {row['model']} ({row['waiting']} for up to {waited_s / 60:.0f} min)"
+            )
+    if unserved:
+        advice = (
+            "start a runner that can do it, or give it to a pool ([pool.<name>] serves); see 'helix models'"
+        )
+        return warn("queue", f"no GPU serves {', '.join(unserved)}", advice)
+    return ok("queue", f"{sum(row['waiting'] for row in rows)} waiting, every model asked for is served")
+
+
+def _since(at: str | None, now: datetime) -> float | None:
+    """Return the seconds since an instant of the API's, None for none."""
+    return None if at is None else (now - datetime.fromisoformat(at)).total_seconds()
+
+
+def _misfits(asked: Api, _now: datetime) -> Check:
     name = "unreadable"
     for line in asked.text("/metrics").splitlines():
         metric, _, value = line.partition(" ")

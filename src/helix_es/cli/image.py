@@ -141,8 +141,8 @@ def _follow(answer: Answer, teller: Teller) -> dict[str, Any]:
     with closing(answer.updates()) as updates:
         for update in updates:
             match update:
-                case Place(position, wait_s):
-                    teller.status(place_line(position, wait_s))
+                case Place() as place:
+                    teller.status(place_line(place))
                 case Progress(step, steps, detail):
                     if sys.stderr.isatty():  # elsewhere, each step would be a line
                         teller.status(f"step {step} of {steps}")

@@ -1,4 +1,4 @@
-"""The commands that serve: `scheduler`, `api`, `runner text`."""
+"""The commands that serve: `scheduler`, `api`, `runner …`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import structlog
 
 from helix_es.cli.client import DATA_DIR, written_url
 from helix_es.cli.output import fail, run
+from helix_es.cli.runner_options import gpu_options, models_option, program_options, serve_option
 from helix_es.core.errors import Misconfigured
+from helix_es.core.events import Kind, Mode, Workload
 
 NATS_OPTIONS = (
     click.option(
@@ -92,13 +94,13 @@ def node_name() -> str:
 def scheduler(config: str | None, replicas: int, **options: Any) -> None:
     """Fold the log, decide, append. Start as many as you like: one acts, the others stand by."""
     from helix_es import telemetry
-    from helix_es.settings import read
+    from helix_es.settings_file import SettingsFile
     from helix_projections.scheduler import Scheduler
 
     log_lines()
 
     async def work() -> None:
-        settings = read(config)
+        settings = SettingsFile(config)
         telemetry.configure("scheduler")
         connected = await connection("helix-scheduler", options)
         name = f"{node_name()}-{secrets.token_hex(4)}"
@@ -157,106 +159,78 @@ def api(config: str | None, host: str, port: int, **options: Any) -> None:
     run(work, fast=True)
 
 
-@click.group()
+class _Runners(click.RichGroup):
+    """Whatever is not here is in a module of its own, which needs this one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), "simulated"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name != "simulated":
+            return super().get_command(ctx, cmd_name)
+        from helix_es.cli.simulated import simulated
+
+        return simulated
+
+
+@click.group(cls=_Runners)
 def runner() -> None:
     """Run a model on a GPU of this machine."""
 
 
-def gpu_options(default_model: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of a runner whose model runs in its own process."""
-    options = (
-        click.option(
-            "--model",
-            "models",
-            multiple=True,
-            default=(default_model,),
-            show_default=True,
-            help="Catalogue slug.",
-        ),
-        click.option("--device", help="cpu, cuda:0, …; by default the first GPU, else the processor."),
-        click.option("--gpu", envvar="HELIX_GPU", help="Name of the GPU, as <node>-<index>."),
-        click.option(
-            "--slots",
-            type=click.IntRange(1, 10_000),
-            help="Sessions it holds; by default what memory allows.",
-        ),
-        click.option(
-            "--threads", type=click.IntRange(1, 1024), help="Threads to compute with on a processor."
-        ),
-        click.option("--drain-s", type=click.FloatRange(0, 3600), default=10.0, show_default=True),
-    )
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return served(command)
-
-    return add
-
-
 @runner.command("text")
-@gpu_options("smollm2")
-def runner_text(config: str | None, **options: Any) -> None:
+@served
+@gpu_options(models_option("smollm2"))
+def runner_text(config: str | None, models: tuple[str, ...], **options: Any) -> None:
     """Serve text models; many conversations, and many adapters, share one model."""
     from helix_runners.main import text_work
 
-    _serve(config, {"type": "text"}, text_work(options.pop("threads")), options)
+    wanted = asked(models, "create", "text")
+    _serve(config, lambda _: {"workloads": wanted}, text_work(options.pop("threads")), options)
 
 
 @runner.command("image")
-@gpu_options("scenes")
-def runner_image(config: str | None, **options: Any) -> None:
+@served
+@gpu_options(models_option("scenes"))
+def runner_image(config: str | None, models: tuple[str, ...], **options: Any) -> None:
     """Serve image models; several pictures are made at once, step by step."""
     from helix_runners.main import image_work
 
-    _serve(config, {"type": "image"}, image_work(options.pop("threads")), options)
+    wanted = asked(models, "create", "image")
+    _serve(config, lambda _: {"workloads": wanted}, image_work(options.pop("threads")), options)
 
 
 @runner.command("finetune")
-@gpu_options("smollm2")
-def runner_finetune(config: str | None, **options: Any) -> None:
+@served
+@gpu_options(models_option("smollm2"))
+def runner_finetune(config: str | None, models: tuple[str, ...], **options: Any) -> None:
     """Train adapters, one at a time; this GPU serves no chats."""
     from helix_runners.main import finetune_work
 
-    _serve(config, {"type": "text", "mode": "finetune"}, finetune_work(options.pop("threads")), options)
+    wanted = asked(models, "finetune", "text")
+    _serve(config, lambda _: {"workloads": wanted}, finetune_work(options.pop("threads")), options)
+
+
+@runner.command("any")
+@served
+@gpu_options(serve_option)
+def runner_any(config: str | None, words: tuple[str, ...], **options: Any) -> None:
+    """Serve what is wanted most, one model at a time: the scheduler gives this GPU around."""
+    from helix_es.settings import Settings, served
+    from helix_runners.main import any_work
+
+    def about(settings: Settings) -> dict[str, Any]:
+        return {"workloads": tuple(served(word, settings.models) for word in words)}
+
+    _serve(config, about, any_work(options.pop("threads")), options)
 
 
 @runner.command("command")
 @served
-@click.option("--mode", type=click.Choice(["create", "finetune"]), default="create", show_default=True)
-@click.option("--type", "kind", type=click.Choice(["text", "image"]), default="text", show_default=True)
-@click.option("--model", required=True, help="Catalogue slug that the program stands for.")
-@click.option("--gpu", envvar="HELIX_GPU", help="Name of the GPU, as <node>-<index>.")
-@click.option("--device", help="Whose facts the heartbeats tell: cpu, cuda:0, …")
-@click.option(
-    "--slots", type=click.IntRange(1, 10_000), help="Sessions it holds.  [default: 4 for each of --parallel]"
-)
-@click.option("--drain-s", type=click.FloatRange(0, 3600), default=10.0, show_default=True)
-@click.option(
-    "--protocol",
-    type=click.Choice(["once", "lines", "json"]),
-    default="once",
-    show_default=True,
-    help="A process for each task, or one that stays and is spoken to line by line.",
-)
-@click.option("--template", help="Around a prompt, with {prompt} and {system}; by default the model's own.")
-@click.option(
-    "--conversation", is_flag=True, help="Give it the whole conversation, not the last prompt alone."
-)
-@click.option("--time-limit-s", type=float, help="Of one task.")
-@click.option("--start-limit-s", type=float, help="Of a program that stays, until it is ready.")
-@click.option("--grace-s", type=float, help="Between SIGTERM and SIGKILL.")
-@click.option("--ready-line", help="What a program that stays says when it is ready.")
-@click.option("--end-line", help="The line that ends an answer of --protocol lines.")
-@click.option("--most-output-bytes", type=int, help="Of one answer; a program that says more is stopped.")
-@click.option("--most-stderr-bytes", type=int, help="The last of stderr, for the text of a failure.")
-@click.option("--collect", help="Which files of the task's output folder are the result, as '*.png'.")
-@click.option("--most-files", type=int)
-@click.option("--most-file-bytes", type=int)
-@click.option("--parallel", type=int, default=1, show_default=True, help="Tasks at once.")
+@program_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def runner_command(
-    config: str | None, kind: str, mode: str, model: str, command: tuple[str, ...], **options: Any
+    config: str | None, kind: Kind, mode: Mode, model: str, command: tuple[str, ...], **options: Any
 ) -> None:
     """Make any program a runner: COMMAND, behind --, reads a prompt on stdin and answers on stdout."""
     from helix_runners.command.settings import CommandSettings, checked
@@ -268,18 +242,27 @@ def runner_command(
     options["slots"] = options["slots"] or 4 * settings.parallel
     # It is beside the device's own runner, so it needs another name; who wants a lasting one gives it.
     options["gpu"] = options["gpu"] or f"{node_name()}-command-{secrets.token_hex(3)}"
-    about = {"type": kind, "mode": mode, "models": (model,), "fits": False}
-    _serve(config, about, command_work(settings), options)
+    about = {"workloads": asked((model,), mode, kind), "fits": False}
+    _serve(config, lambda _: about, command_work(settings), options)
 
 
-def _serve(config: str | None, kind: dict[str, Any], make_work: Any, options: dict[str, Any]) -> None:
+def asked(models: tuple[str, ...], mode: Mode, kind: Kind) -> tuple[Workload, ...]:
+    """Return the workloads of one kind with these models."""
+    return tuple(Workload(mode, kind, model) for model in models)
+
+
+def _serve(
+    config: str | None, about: Callable[[Any], dict[str, Any]], make_work: Any, options: dict[str, Any]
+) -> None:
+    """Serve what `about` says, given the settings."""
     from helix_es.settings import read
     from helix_runners.main import RunnerOptions, serve
 
     log_lines()
     settings = read_or_fail(lambda: read(config))
     given = {name: options.pop(name) for name in RunnerOptions.__struct_fields__ if name in options}
-    made = RunnerOptions(**kind, **given, node=node_name(), nats=options)
+    told = read_or_fail(lambda: about(settings))
+    made = RunnerOptions(**told, **given, node=node_name(), nats=options)
     run(lambda: serve(settings, made, make_work, connection, on_signals), fast=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -149,6 +150,41 @@ def gpu_table(rows: list[Row], *, now: datetime) -> Table:
             age(row["heartbeat_at"], now, ago=True),
         ]
         for row in rows
+    ]
+
+
+def group_table(rows: list[Row]) -> Table:
+    """Return GPUs that are alike in one line."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        kind = tuple(row[key] or "-" for key in ("kind", "pool", "state", "purpose", "model"))
+        groups.setdefault(kind, []).append(row)
+    columns = ["GPUS", "KIND", "POOL", "STATE", "FOR", "MODEL", "SLOTS", "NAMES"]
+    return columns, [
+        [
+            len(alike),
+            *kind,
+            f"{sum(row['slots_used'] for row in alike)}/{sum(row['slots'] for row in alike)}",
+            _span([row["gpu"] for row in alike]),
+        ]
+        for kind, alike in sorted(groups.items())
+    ]
+
+
+def _span(names: list[str]) -> str:
+    """Return the first and the last of `names`, by their numbers."""
+    found = sorted(
+        names, key=lambda name: [(int(p) if p.isdigit() else -1, p) for p in re.split(r"(\d+)", name)]
+    )
+    return found[0] if len(found) == 1 else f"{found[0]} … {found[-1]}"
+
+
+def pool_table(rows: list[Row]) -> Table:
+    """Return pools with how many GPUs they should have and have."""
+    columns = ["POOL", "WANTED", "PRESENT", "READY", "LOADING", "LEAVING", "MIN", "MAX", "WHY"]
+    keys = [column.lower() for column in columns[:-1]]
+    return columns, [
+        [*("-" if row[key] is None else row[key] for key in keys), row["reason"] or "-"] for row in rows
     ]
 
 

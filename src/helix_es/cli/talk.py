@@ -18,10 +18,23 @@ def printable(text: str) -> str:
     return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def place_line(position: int, wait_s: float | None) -> str:
+def place_line(place: Place) -> str:
     """Return a place at the door in words."""
-    wait = "nothing serves this model now" if wait_s is None else f"about {wait_s:.0f} s"
-    return f"place {position}, {wait}"
+    cold = place.cold_start
+    if cold is not None:
+        return f"place {place.position}, {_cold_line(cold)}"
+    wait = "nothing serves this model now" if place.wait_s is None else f"about {place.wait_s:.0f} s"
+    return f"place {place.position}, {wait}"
+
+
+def _cold_line(cold: dict[str, Any]) -> str:
+    doing = {
+        "starting": f"a GPU of pool {cold['where']} is starting",
+        "draining": f"{cold['where']} ends other work first",
+        "loading": f"{cold['where']} loads the model",
+    }.get(cold["stage"], str(cold["stage"]))
+    expected = f" of about {cold['expected_s']} s" if cold["expected_s"] else " s so far"
+    return f"{doing}: {cold['elapsed_s']}{expected}"
 
 
 class Teller:
@@ -154,8 +167,8 @@ def _follow(answer: Answer, printer: Printer | None, teller: Teller) -> dict[str
     with closing(answer.updates()) as updates:
         for update in updates:
             match update:
-                case Place(position, wait_s):
-                    teller.status(place_line(position, wait_s))
+                case Place() as place:
+                    teller.status(place_line(place))
                 case Progress(step, steps):
                     teller.status(f"step {step} of {steps}")
                 case Text(text) if printer is not None:

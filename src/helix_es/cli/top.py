@@ -15,13 +15,22 @@ import rich_click as click
 
 from helix_es.cli.client import Api, Interrupted, NoHelix, Problem, calling, url_option
 from helix_es.cli.output import json_option, show_json
-from helix_es.cli.show import Table, door_table, gpu_table, session_table, waiting_table
+from helix_es.cli.show import (
+    Table,
+    door_table,
+    gpu_table,
+    group_table,
+    pool_table,
+    session_table,
+    waiting_table,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 EVERY_S = 1.0  # heartbeats come once a second
 SESSIONS = 20
+MOST_GPUS = 20  # beyond that, those that are alike share a line
 PLACES = 10  # of each queue: the sessions below it are to be seen too
 QUIT = ("q", "Q", "\x03")
 
@@ -48,6 +57,7 @@ def look(api: Api) -> Picture:
     """Return what there is now."""
     return {
         "gpus": api.get("/api/v1/gpus")["data"],
+        "pools": api.get("/api/v1/fleet")["data"],
         "queue": api.get("/api/v1/queue")["data"],
         "sessions": api.get("/api/v1/sessions", limit=SESSIONS)["data"],
     }
@@ -98,10 +108,13 @@ def screen(url: str, picture: Picture, *, now: datetime, trouble: str = "") -> R
     waiting = sum(line["waiting"] for line in queue)
     head = f"{len(ready)} of {len(gpus)} GPUs ready   {held}/{slots} slots held   {waiting} waiting"
     state = Text(printable(trouble), style="bold red") if trouble else Text(url, style="dim")
+    floor = gpu_table(gpus, now=now) if len(gpus) <= MOST_GPUS else group_table(gpus)
+    pools = [pool for pool in picture["pools"] if pool["max"] is not None]
     return Group(
         Text.assemble((f"Helix  {now:%H:%M:%S} UTC   ", "bold"), head),
         state,
-        *_part("The floor", gpu_table(gpus, now=now), "no GPU is there"),
+        *_part("The floor", floor, "no GPU is there"),
+        *(_part("Pools", pool_table(pools), "") if pools else ()),
         *_part("The door", door_table(queue), "nothing is served and nobody waits"),
         *_part("", waiting_table(first), ""),
         *_part("Newest sessions", session_table(picture["sessions"], now=now), "none yet"),

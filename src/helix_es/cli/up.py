@@ -11,74 +11,42 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import rich_click as click
 
 from helix_es.cli.output import run
 from helix_es.cli.serve import log_lines, node_name, on_signals
+from helix_es.cli.up_runners import FORM, RUNNERS, RunnerSpec, commands, parse_runners
 from helix_es.core.errors import Misconfigured
-from helix_es.core.events import Kind
 from helix_es.jetstream.server import command as nats_command
 from helix_es.jetstream.server import free_port, write_config
-from helix_es.processes import Child, Supervisor, end_leftovers
-from helix_es.settings import Settings, read
+from helix_es.processes import STOP_S, Child, Supervisor, end_leftovers
+from helix_es.settings import read
 
 URL_FILES = ("nats.url", "api.url")  # there while we serve
 START_S = 60.0  # an interpreter that imports everything from a cold disk
+CONFIG = """\
+# The configuration of this Helix. The scheduler takes in [coefficients], [batch], [scheduling], [sessions],
+# [limits] slots_per_owner and [pool.*] sizes as they are saved; the rest, and new pools, at the next start.
+#
+# [coefficients]
+# "cpu/smollm2" = 8
+"""
+FLEET_STOP_S = 2 * STOP_S  # its runners end first
 READY_S = 180.0  # weights are converted at the very first start: 20 s here
-
-
-class RunnerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of --runners."""
-
-    kind: str
-    model: str
-    count: int
-    device: str | None
-
-
-# kind in --runners -> (words of `helix runner`, type of its models, model where none is named)
-KINDS: dict[str, tuple[str, Kind, str]] = {
-    "text": ("text", "text", "smollm2"),
-    "image": ("image", "image", "scenes"),
-    "batch": ("finetune", "text", "smollm2"),
-}
-RUNNERS = "text:smollm2,image:scenes,batch:smollm2"
-
-
-def parse_runners(spec: str, settings: Settings) -> list[RunnerSpec]:
-    """Return the runners that `spec` names, as in `text:smollm2*2,text:mistral@cuda:1,image,batch`.
-
-    Raises Misconfigured with the part that is wrong and the form that is allowed.
-    """
-    found = []
-    for part in filter(None, (each.strip() for each in spec.split(","))):
-        body, star, count = part.partition("*")
-        body, _, device = body.partition("@")
-        kind, _, model = body.partition(":")
-        number = int(count) if count.isdigit() else 0 if star else 1
-        if kind not in KINDS or not 1 <= number <= 64:
-            raise Misconfigured(
-                f"--runners {part!r}: must be {'|'.join(KINDS)}[:<model>][@<device>][*<count>], as in {RUNNERS}"
-            )
-        _, makes, usual = KINDS[kind]
-        model = model or usual
-        if model not in settings.models or settings.models[model].type != makes:
-            there = ", ".join(sorted(slug for slug, each in settings.models.items() if each.type == makes))
-            raise Misconfigured(f"--runners {part!r}: {kind} needs one of the models {there}")
-        found.append(RunnerSpec(kind=kind, model=model, count=number, device=device or None))
-    return found
 
 
 @click.command()
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Of the API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the API listens on.")
 @click.option("--data-dir", default="var/helix", show_default=True, type=click.Path(file_okay=False))
-@click.option(
-    "--runners", default=RUNNERS, show_default=True, help="text|image|batch[:<model>][@<device>][*<count>],…"
-)
+@click.option("--runners", default=RUNNERS, show_default=True, help=FORM)
 @click.option("--nats", "nats_url", envvar="HELIX_NATS_URL", help="Use this server, start none.")
-@click.option("--config", envvar="HELIX_CONFIG", type=click.Path(), help="TOML configuration.")
+@click.option(
+    "--config",
+    envvar="HELIX_CONFIG",
+    type=click.Path(),
+    help="TOML configuration.  [default: helix.toml in the data directory]",
+)
 @click.option("--slots", type=click.IntRange(1, 10_000), help="Sessions that each runner holds.")
 def up(
     port: int,
@@ -95,16 +63,28 @@ def up(
     folder = Path(data_dir).resolve()
 
     async def work() -> None:
-        specs = parse_runners(runners, read(config))
         folder.mkdir(parents=True, exist_ok=True)
+        path = _config(config, folder)
+        settings = read(path)
+        specs = parse_runners(runners, settings)
         with _only_one(folder):
             for name in URL_FILES:
                 (folder / name).unlink(missing_ok=True)
             await end_leftovers(folder)
-            shop = Shop(folder, host=host, port=port, config=config, slots=slots)
-            await shop.serve(nats_url, specs)
+            shop = Shop(folder, host=host, port=port, config=path, slots=slots)
+            await shop.serve(nats_url, specs, pools=bool(settings.pool))
 
     run(work)
+
+
+def _config(given: str | None, folder: Path) -> Path:
+    """Return the configuration's path; the data directory's own is made, empty, so that it is there to be changed."""
+    if given:
+        return Path(given).resolve()
+    path = folder / "helix.toml"
+    if not path.exists():
+        path.write_text(CONFIG)
+    return path
 
 
 class _only_one:
@@ -129,20 +109,20 @@ class _only_one:
 class Shop:
     """The children of one `helix up`."""
 
-    def __init__(self, folder: Path, *, host: str, port: int, config: str | None, slots: int | None) -> None:
+    def __init__(self, folder: Path, *, host: str, port: int, config: Path, slots: int | None) -> None:
         self._folder = folder
         self._host = host
         self._port = port or free_port()
-        self._config = ["--config", str(Path(config).resolve())] if config else []
-        self._slots = ["--slots", str(slots)] if slots else []
+        self._config = ["--config", str(config)]
+        self._slots = slots
         self._children = Supervisor(folder)
 
-    async def serve(self, nats_url: str | None, specs: list[RunnerSpec]) -> None:
+    async def serve(self, nats_url: str | None, specs: list[RunnerSpec], *, pools: bool) -> None:
         """Start everything, say where it is, wait for a signal, end everything."""
         self._refuse_taken_port()
         stop = asyncio.Event()
         on_signals(stop.set)
-        started = asyncio.create_task(self._start(nats_url, specs))
+        started = asyncio.create_task(self._start(nats_url, specs, pools))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({started, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -167,18 +147,24 @@ class Shop:
                     f"--port {self._port}: {error.strerror} on {self._host}; choose another"
                 ) from error
 
-    async def _start(self, nats_url: str | None, specs: list[RunnerSpec]) -> None:
+    async def _start(self, nats_url: str | None, specs: list[RunnerSpec], pools: bool) -> None:
         nats = nats_url or await self._start_nats()
         (self._folder / "nats.url").write_text(nats + "\n")
         await self._child("scheduler", "scheduler", nats, *self._config)
         host, port = self._host, str(self._port)
         await self._child("api", "api", nats, *self._config, "--host", host, "--port", port)
-        await self._start_runners(nats, specs)
+        for name, words, env in commands(specs, node_name(), self._slots):
+            await self._child(name, words[0], nats, *words[1:], *self._config, env=env)
+        if pools:
+            words = ["fleet", nats, *self._config, "--data-dir", str(self._folder), "--drain-s", "2"]
+            await self._child("fleet", *words, stop_s=FLEET_STOP_S)
         url = f"http://{host}:{port}"
         await self._until(f"{url}/readyz", START_S, "the API")
         (self._folder / "api.url").write_text(url + "\n")
         _say(f"Helix serves at {url}   (NATS at {nats}, data in {self._folder})")
         wanted = sum(spec.count for spec in specs)
+        if pools and not wanted:
+            _say("ready: GPUs of the pools come with the first request; Ctrl-C ends everything")
         if wanted:
             _say("loading weights …")
             await self._until_ready(url, wanted)
@@ -196,38 +182,12 @@ class Shop:
             await asyncio.sleep(0.05)
         raise Misconfigured(f"nats-server did not start; see {self._folder / 'nats.log'}")
 
-    async def _child(self, name: str, *words: str, env: dict[str, str] | None = None) -> None:
+    async def _child(
+        self, name: str, *words: str, env: dict[str, str] | None = None, stop_s: float = STOP_S
+    ) -> None:
         kind, nats, *rest = words
         command = [sys.executable, "-m", "helix_es.cli.__main__", *kind.split(), "--nats", nats, *rest]
-        await self._children.start(Child(name, command, env or {}))
-
-    async def _start_runners(self, nats: str, specs: list[RunnerSpec]) -> None:
-        cores = os.cpu_count() or 1
-        index = 0
-        for spec in specs:
-            words, _, _ = KINDS[spec.kind]
-            # Shared among those of a kind; trainings and pictures leave half to the chats, which somebody waits for.
-            alike = sum(each.count for each in specs if each.kind == spec.kind) * (
-                1 if spec.kind == "text" else 2
-            )
-            for _ in range(spec.count):
-                rest = [
-                    "--model",
-                    spec.model,
-                    "--gpu",
-                    f"{node_name()}-{index}",
-                    "--drain-s",
-                    "2",
-                    *self._config,
-                ]
-                rest += [] if spec.kind == "batch" else self._slots
-                rest += (
-                    ["--device", spec.device] if spec.device else ["--threads", str(max(1, cores // alike))]
-                )
-                # A guest's threads must not spin while they wait: those of the chats need the cores.
-                env = {} if spec.kind == "text" else {"OMP_WAIT_POLICY": "PASSIVE"}
-                await self._child(f"runner-{index}", f"runner {words}", nats, *rest, env=env)
-                index += 1
+        await self._children.start(Child(name, command, env or {}, stop_s))
 
     async def _until(self, url: str, seconds: float, what: str) -> None:
         if await self._poll(url, seconds, lambda response: response.status_code == 200):

@@ -40,7 +40,11 @@ class Assignment:
         self._taken: set[str] = set()
         self._chatting = state.fleet.chatting
         self._plan: list[Decision] = []
-        self.needs = sorted(self._needed(), key=lambda need: (-need.waited_ms, need.workload))
+        # Chats first: batch work has what is kept for it, and may have the rest while no chat waits for that.
+        self.needs = sorted(
+            self._needed(),
+            key=lambda need: (need.workload.mode == "finetune", -need.waited_ms, need.workload),
+        )
 
     def plan(self, room: int) -> list[Decision]:
         """Return at most `room` assignments and drains."""
@@ -87,10 +91,10 @@ class Assignment:
                 self._assign(gpu, *found)
 
     def _choose(self, gpu: Gpu) -> tuple[e.Workload, str] | None:
-        """What it is needed for; else a model that nothing serves; else what it has in memory; else its first."""
+        """What it drained for or is needed for; else what nothing serves, what it has in memory, or its first."""
         own = serves(gpu)
         options = [each for each in gpu.workloads if self._allowed(gpu, each)]
-        for need in self.needs:
+        for need in sorted(self.needs, key=lambda each: each.workload != gpu.next):
             if need.missing > 0 and need.workload in options:
                 return need.workload, f"{need.missing} slots missing for {need.workload.model}"
         for each in options:
@@ -238,6 +242,8 @@ class Assignment:
         for _, other, make in sorted((-self._gpus(w), w, m) for w, m in self._others(work)):
             if not alone and not self._better_off(other, need):
                 continue
+            if work.mode == "finetune" and other in {each.workload for each in self.needs}:
+                continue  # they would take it back at once
             for gpu in self._emptiest(other, make):
                 served_ms = self._now_ms - gpu.assigned_ms
                 if served_ms >= policy.starve_after_ms and self._allowed(gpu, work):

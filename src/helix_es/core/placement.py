@@ -25,11 +25,13 @@ def decide(state: Occupancy, now_ms: int) -> list[Decision]:
     assignment = Assignment(state, now_ms)
     plan += assignment.plan(MOST - len(plan))
     plan += resizes(state, assignment, now_ms)
+    withdrawn = _withdrawn(state, plan)
     for workload in sorted(_wanting(state)):
         room = MOST - len(plan)
         if room <= 0:
             break
-        admitted = _admissions(state, workload, now_ms, room)
+        free = state.door.capacity(workload).free - withdrawn.get(workload, 0)
+        admitted = _admissions(state, workload, now_ms, min(free, room))
         plan += admitted
         plan += _evictions(state, workload, now_ms, len(admitted), MOST - len(plan))
     return plan[:MOST]
@@ -129,15 +131,28 @@ def _coefficients(state: Occupancy, now_ms: int) -> list[Decision]:
     return plan
 
 
-def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, room: int) -> list[Decision]:
-    free = state.door.capacity(workload).free
+def _withdrawn(state: Occupancy, plan: list[Decision]) -> dict[e.Workload, int]:
+    """Return the slots that assignments of this plan take away: nobody may be admitted to them."""
+    found: dict[e.Workload, int] = {}
+    for each in plan:
+        if isinstance(each.event, e.GpuAssigned):
+            gpu = state.gpus[each.event.gpu]
+            workload = serves(gpu)
+            if workload is not None and gpu.state == "ready" and each.event.slots < gpu.slots:
+                held = len(gpu.sessions)
+                room = max(0, gpu.slots - held) - max(0, each.event.slots - held)
+                found[workload] = found.get(workload, 0) + room
+    return found
+
+
+def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, free: int) -> list[Decision]:
     if free <= 0:
         return []
     plan = []
     most = state.policy.slots_per_owner
     allowance = {owner: most - held for owner, held in state.held.items()} if most else {}
     divided_ms = state.divided_ms(workload, now_ms)
-    for place in state.door.queue(workload).next(min(free, room), allowance, most):
+    for place in state.door.queue(workload).next(free, allowance, most):
         seat = state.seats[place.session]
         if place.session in state.poisoned:
             continue

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 
 from helix_es.core.errors import Unavailable
-from helix_es.jetstream.client import Connection
+from helix_es.jetstream.client import ApiError, Connection
 from helix_es.jetstream.headers import parse
 
 READ_S = 2.0
+NO_MESSAGE = 10037
+STALE_READS = 25
+STALE_READ_S = 0.02
+
+Found = TypeVar("Found")
 
 Message = Callable[[dict[str, str], bytes], None]
 """Takes the headers (`Nats-Subject`, `Nats-Sequence`, `Nats-Time-Stamp`, …) and the data of one stored message."""
@@ -42,6 +47,33 @@ async def get(connection: Connection, stream: str, body: dict[str, Any], message
             return await asyncio.wait_for(done, READ_S)
         except TimeoutError:
             raise Unavailable(f"no answer to a read of {stream}") from None
+
+
+async def last(connection: Connection, stream: str, subject_filter: str) -> int:
+    """Return the sequence of the newest message under `subject_filter` as the stream's leader has it, 0 if none."""
+    try:
+        found = await connection.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject_filter})
+    except ApiError as error:
+        if error.err_code == NO_MESSAGE:
+            return 0
+        raise
+    return int(found["message"]["seq"])
+
+
+async def fresh(
+    connection: Connection, stream: str, subject_filter: str, read: Callable[[], Awaitable[tuple[int, Found]]]
+) -> Found:
+    """Return what `read` gives, again if that is older than what the leader has: a replica that answered lagged.
+
+    Raises Unavailable if it goes on lagging.
+    """
+    newest, (seq, found) = await asyncio.gather(last(connection, stream, subject_filter), read())
+    for _ in range(STALE_READS):
+        if seq >= newest:
+            return found
+        await asyncio.sleep(STALE_READ_S)
+        seq, found = await read()
+    raise Unavailable(f"a replica of {stream} stays behind; try again")
 
 
 async def page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -18,7 +19,7 @@ from nats.js.object_store import ObjectStore
 
 from helix_es.core.errors import LogFull, Rejected, Unavailable
 from helix_es.jetstream.client import FULL, Connection
-from helix_es.jetstream.direct import page
+from helix_es.jetstream.direct import STALE_READ_S, STALE_READS, fresh, page
 from helix_es.jetstream.headers import stamp_ms
 from helix_es.jetstream.streams import FILES_BUCKET
 
@@ -112,28 +113,49 @@ class Files:
         return (await self._find(file, owner))[0]
 
     async def _find(self, file: str, owner: str | None) -> tuple[FileInfo, _Object]:
-        found: list[tuple[FileInfo, _Object]] = []
         name = base64.urlsafe_b64encode((PREFIX + file).encode()).decode()
-        await page(
-            self._connection, STREAM, f"$O.{FILES_BUCKET}.M.{name}", 1, 1, lambda h, d: _take(h, d, found)
-        )
+        found = await self._record(f"$O.{FILES_BUCKET}.M.{name}")
         if not found or (owner is not None and found[-1][0].owner != owner):
             raise Rejected("file_not_found", f"no file {file[:80]!r}")
         return found[-1]
+
+    async def _record(self, subject: str) -> list[tuple[FileInfo, _Object]]:
+        """Return an object's record, as it is by now: whoever was told of a file must find it."""
+
+        async def read() -> tuple[int, list[tuple[FileInfo, _Object]]]:
+            found: list[tuple[FileInfo, _Object]] = []
+            seq = 0
+
+            def take(headers: dict[str, str], data: bytes) -> None:
+                nonlocal seq
+                seq = int(headers["Nats-Sequence"])
+                _take(headers, data, found)
+
+            await page(self._connection, STREAM, subject, 1, 1, take)
+            return seq, found
+
+        return await fresh(self._connection, STREAM, subject, read)
 
     async def read(self, file: str) -> AsyncIterator[bytes]:
         """Yield the content in pieces. Raises Unavailable at the end if it is not what was stored."""
         info, stored = await self._find(file, None)
         digest, size = hashlib.sha256(), 0
-        start_seq: int | None = 1
-        while start_seq is not None and size < stored.size:
+        start_seq, stale = 1, 0
+        while size < stored.size and stale < STALE_READS:
             pieces: list[bytes] = []
+            last_seq = start_seq - 1
 
-            def keep(_headers: dict[str, str], data: bytes, into: list[bytes] = pieces) -> None:
+            def keep(headers: dict[str, str], data: bytes, into: list[bytes] = pieces) -> None:
+                nonlocal last_seq
+                last_seq = int(headers["Nats-Sequence"])
                 into.append(data)
 
             chunks = f"$O.{FILES_BUCKET}.C.{stored.nuid}"
-            start_seq = await page(self._connection, STREAM, chunks, start_seq, CHUNKS, keep)
+            await page(self._connection, STREAM, chunks, start_seq, CHUNKS, keep)
+            if not pieces:  # a replica that has not yet all of it
+                stale += 1
+                await asyncio.sleep(STALE_READ_S)
+            start_seq = last_seq + 1
             for piece in pieces:
                 digest.update(piece)
                 size += len(piece)

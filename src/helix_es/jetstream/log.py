@@ -14,8 +14,8 @@ from helix_es.core.codec import decode, encode, type_of
 from helix_es.core.errors import Conflict, Unavailable, Unreadable
 from helix_es.core.events import AnyEvent, Recorded
 from helix_es.core.subjects import fence_of, subject_of
+from helix_es.jetstream import direct
 from helix_es.jetstream.client import ApiError, Connection, translate
-from helix_es.jetstream.direct import page
 from helix_es.jetstream.follow import follow
 from helix_es.jetstream.headers import stamp_ms
 from helix_es.jetstream.streams import FILES_BUCKET
@@ -26,8 +26,6 @@ log = structlog.get_logger(__name__)
 TRY_S = 2.0  # one attempt at an append
 DEADLINE_S = 15.0  # all of them: a leader election takes 5 to 9 s
 HISTORY_BATCH = 500
-STALE_READS = 25  # a replica may answer a read before it has what the leader refused us for
-STALE_READ_S = 0.02
 
 
 class _Ack(msgspec.Struct):
@@ -83,7 +81,7 @@ class JetStreamLog:
 
         The server answers a repeated append with "conflict" on one node and with "duplicate" on a cluster.
         """
-        for _ in range(STALE_READS):
+        for _ in range(direct.STALE_READS):
             since = await self.history(fence, after_seq=expected_seq)
             if since:
                 if since[0].headers.get("Nats-Msg-Id") == key:
@@ -91,7 +89,7 @@ class JetStreamLog:
                 break
             if expected_seq and await self._behind(fence, expected_seq):
                 break
-            await asyncio.sleep(STALE_READ_S)
+            await asyncio.sleep(direct.STALE_READ_S)
         raise Conflict(f"{subject}: sequence {expected_seq} is not the last any more")
 
     async def _behind(self, fence: str, expected_seq: int) -> bool:
@@ -99,8 +97,20 @@ class JetStreamLog:
         upto = await self.history(fence, after_seq=expected_seq - 1)
         return not upto
 
-    async def history(self, subject_filter: str, *, after_seq: int = 0) -> list[Recorded]:
+    async def history(
+        self, subject_filter: str, *, after_seq: int = 0, fresh: bool = False
+    ) -> list[Recorded]:
         """Return all records under `subject_filter` by batched direct gets; see `Log.history`."""
+        if not fresh:
+            return await self._history(subject_filter, after_seq)
+
+        async def read() -> tuple[int, list[Recorded]]:
+            records = await self._history(subject_filter, after_seq)
+            return (records[-1].seq if records else after_seq), records
+
+        return await direct.fresh(self._connection, "LOG", subject_filter, read)
+
+    async def _history(self, subject_filter: str, after_seq: int) -> list[Recorded]:
         records: list[Recorded] = []
 
         def take(headers: dict[str, str], data: bytes) -> None:
@@ -108,7 +118,9 @@ class JetStreamLog:
 
         start_seq: int | None = after_seq + 1
         while start_seq is not None:
-            start_seq = await page(self._connection, "LOG", subject_filter, start_seq, HISTORY_BATCH, take)
+            start_seq = await direct.page(
+                self._connection, "LOG", subject_filter, start_seq, HISTORY_BATCH, take
+            )
         return records
 
     async def last_seq(self) -> int:

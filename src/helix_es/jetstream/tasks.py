@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from helix_es.core.codec import encode
-from helix_es.core.errors import Unreadable
+from helix_es.core.errors import Unavailable, Unreadable
 from helix_es.core.events import TurnAdmitted, TurnContinued
 from helix_es.core.subjects import subject_of
 from helix_es.jetstream.client import ApiError, Connection
@@ -82,9 +82,15 @@ class TaskPuller:
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.TASKS.{consumer}"
         self._prioritized = prioritized
         self._arrived: asyncio.Queue[Task] = asyncio.Queue()
-        self._answered = asyncio.Event()
+        self._news = asyncio.Event()
+        self._waits = False
+        """Whether the broker has a pull of ours that it has not answered."""
+        self._expires_at = 0.0
+        """When it forgets that pull, on the loop's clock."""
         self._sub: Any = None
         self._inbox = ""
+        self.retired = False
+        """No more is pulled."""
 
     async def open(self) -> None:
         """Subscribe; before the first pull."""
@@ -92,36 +98,62 @@ class TaskPuller:
         self._sub = await self._connection.sink(self._inbox, self._sink)
 
     def _sink(self, subject: str, reply: str, raw: bytes, data: bytes) -> None:
+        self._waits = False
         status, headers = parse(raw)
         if not status:
             try:
                 self._arrived.put_nowait(Task(self._connection, subject, reply, headers, data))
             except Unreadable as error:
                 log.error("task_unreadable", subject=subject, error=str(error))
-        self._answered.set()
+        self._news.set()
 
     async def pull(self, *, load: int = 0, expires_s: float = EXPIRES_S) -> Task | None:
-        """Return the next task, or None if none came in time.
+        """Return the next task, or None if none came in time or this is retired.
 
         `load` is 0 for an idle GPU to 9 for a nearly full one: of the GPUs that wait, the broker serves the
         emptiest. A task that arrives after its pull was given up is kept for the next call.
         """
         if not self._arrived.empty():
             return self._arrived.get_nowait()
+        if self.retired:
+            return None
         body: dict[str, Any] = {"batch": 1, "expires": int(expires_s * 1e9)}
         if self._prioritized:
             body |= {"group": PRIORITY_GROUP, "priority": max(0, min(9, load))}
-        self._answered.clear()
+        self._news.clear()
+        self._expires_at = asyncio.get_running_loop().time() + expires_s + SLACK_S
+        self._waits = True
         await self._connection.publish(self._subject, msgspec.json.encode(body), reply=self._inbox)
         try:
-            async with asyncio.timeout(expires_s + SLACK_S):
-                await self._answered.wait()
+            async with asyncio.timeout_at(self._expires_at):
+                await self._news.wait()
         except TimeoutError:
             return None
         return None if self._arrived.empty() else self._arrived.get_nowait()
 
+    def retire(self) -> None:
+        """Pull no more; a `pull` that waits returns. `drain` ends what is left."""
+        self.retired = True
+        self._news.set()
+
+    async def drain(self) -> None:
+        """Wait until the last pull was answered or has expired, then close: nobody waits for what came too late."""
+        while self._waits:
+            self._news.clear()
+            try:
+                async with asyncio.timeout_at(self._expires_at):
+                    await self._news.wait()
+            except TimeoutError:
+                break
+        await self.close()
+
     async def close(self) -> None:
-        """Unsubscribe; tasks that are on their way come to another GPU after `ack_wait`."""
+        """Give back what has arrived and unsubscribe; what is on its way comes to another GPU after `ack_wait`."""
+        try:
+            while not self._arrived.empty():
+                await self._arrived.get_nowait().nak()
+        except Unavailable as error:
+            log.warning("task_not_given_back", error=str(error))
         if self._sub is not None:
             await self._connection.unsink(self._sub)
             self._sub = None

@@ -94,7 +94,7 @@ class Attempts:
         for again in range(STALE_READS):
             if again:
                 await asyncio.sleep(STALE_READ_S)
-            records = await self._log.history(session_filter(task.session))
+            records = await self._log.history(session_filter(task.session), fresh=True)
             if any(_starts(record.event, task) for record in records):
                 return Looked(task, records, fold(task.session, records))
         raise not_found(task)

@@ -169,7 +169,7 @@ class Dispatch:
         """Return the session up to the turn that is about to start."""
         name = task.event.session
         for _ in range(STALE_READS):
-            records = await self._parts.log.history(session_filter(name))
+            records = await self._parts.log.history(session_filter(name), fresh=True)
             if records and records[-1].seq >= task.log_seq:
                 return fold(name, records)
             await asyncio.sleep(

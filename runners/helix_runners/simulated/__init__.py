@@ -1,0 +1,1 @@
+"""The simulated runner: thousands of GPUs in one process that compute nothing and load the real system."""
