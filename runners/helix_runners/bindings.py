@@ -24,6 +24,9 @@ class Binding:
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while one of its turns is being done."""
     cancelled: bool = False
+    """The turn is to stop."""
+    released: bool = False
+    """The slot is free again: nobody wants to hear of the turn any more."""
 
 
 class Bindings:
@@ -44,19 +47,27 @@ class Bindings:
         return self._sessions.get(session)
 
     def bind(self, session: str, fence: int) -> Binding:
-        """Seat a session whose `started` is in the log."""
+        """Seat a session whose `started` is in the log; one that sat here before waits for the end of its turn."""
+        before = self._sessions.get(session)
         binding = self._sessions[session] = Binding(session, seated_seq=fence, fence=fence)
+        if before is not None:
+            before.released = before.cancelled = True
+            binding.busy = before.busy
         return binding
 
     def release(self, session: str) -> Binding | None:
         """Free the slot of `session`."""
         found = self._sessions.pop(session, None)
+        if found is not None:
+            found.released = True
         self._notify()
         return found
 
     def clear(self) -> list[Binding]:
         """Free every slot: this GPU was given up."""
         found = list(self._sessions.values())
+        for each in found:
+            each.released = True
         self._sessions.clear()
         self._notify()
         return found
@@ -70,6 +81,10 @@ class Bindings:
     def load(self) -> int:
         """0 idle to 9 nearly full, as the broker's priorities want it."""
         return min(9, 10 * len(self._sessions) // self.slots) if self.slots else 9
+
+    def fits(self, session: str) -> bool:
+        """Whether `session` may be seated. Its own seat counts as taken until we have heard that it was freed."""
+        return len(self._sessions) + (session not in self._sessions) <= self.slots
 
     async def room(self) -> None:
         """Wait until a slot is free."""

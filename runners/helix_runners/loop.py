@@ -1,154 +1,130 @@
-"""The life of a runner: join, be assigned, load, be ready, pull turns while there is room, leave."""
+"""The life of a runner: join, be assigned, load, be ready, take turns while there is room, drain, leave."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-import msgspec
 import structlog
 
 from helix_es.core import events as e
-from helix_es.core.catalogue import Model
-from helix_es.core.codec import type_of
-from helix_es.core.errors import Conflict, EngineError, HelixError, Unavailable
-from helix_es.core.subjects import continue_consumer, gpu_filters, shared_consumer
-from helix_es.jetstream.beats import Beats
+from helix_es.core.errors import EngineError
+from helix_es.core.subjects import gpu_filters
 from helix_es.jetstream.client import Connection
 from helix_es.jetstream.deltas import Deltas
 from helix_es.jetstream.log import JetStreamLog
-from helix_es.jetstream.tasks import Task, TaskPuller
+from helix_es.jetstream.tasks import Task, TaskEvent
 from helix_runners.bindings import Binding, Bindings
-from helix_runners.devices import Device, facts
+from helix_runners.offer import Offer as Offer
+from helix_runners.presence import Doing, Presence
+from helix_runners.pulls import Pulls
 from helix_runners.turns import Turns, patiently
 from helix_runners.work import Work
 
 log = structlog.get_logger(__name__)
 
-ATTEMPTS = 20  # at a fact about our own GPU, which only the scheduler writes about too
-RETRY_S = 0.5
+BROKEN_S = 2.0  # less than three heartbeats
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a runner brings."""
+class Assignment(NamedTuple):
+    """What the scheduler said that the GPU is for, and where that stands in the log."""
 
-    gpu: e.GpuId
-    device: Device
-    models: dict[str, Model]
-    """The models it may be assigned, by slug; the first is preferred."""
-    mode: e.Mode = "create"
-    slots: dict[str, int]
-    heartbeat_s: float = 1.0
-    drain_s: float = 10.0
-    """How long running turns may go on after it was told to stop."""
+    seq: int
+    fact: e.GpuAssigned
+
+    @property
+    def workload(self) -> e.Workload:
+        fact = self.fact
+        return e.Workload("finetune" if fact.purpose == "batch" else "create", fact.type, fact.model)
+
+    @property
+    def slots(self) -> int:
+        """Sessions that may be taken from now on."""
+        return 0 if self.fact.leaving else self.fact.slots
 
 
 class Runner:
-    """One GPU's runner. `run` ends after `stop`, or with an error if the model cannot be loaded."""
+    """One GPU's runner. `run` ends after `stop`, when it was told to leave and nobody is bound, or with an error."""
 
     def __init__(
-        self, connection: Connection, work: Work, offer: Offer, *, new_incarnation: Callable[[], str]
+        self,
+        connection: Connection,
+        work: Work,
+        offer: Offer,
+        *,
+        new_incarnation: Callable[[], str],
+        on_stuck: Callable[[], None] = lambda: None,
     ) -> None:
-        self._connection = connection
+        """`on_stuck`: called when the engine counts as hung, before anything is waited for."""
         self._work = work
         self._offer = offer
-        self._new_incarnation = new_incarnation
+        self._on_stuck = on_stuck
         self._log = JetStreamLog(connection)
-        self._beats = Beats(connection)
-        self._turns = Turns(self._log, Deltas(connection), work, offer.gpu)
+        self._presence = Presence(connection, self._log, offer, new_incarnation)
         self._bindings = Bindings()
-        self._incarnation = ""
-        self._loaded: str | None = None
-        self._assignment: asyncio.Queue[e.GpuAssigned] = asyncio.Queue()
+        self._turns = Turns(self._log, Deltas(connection), work, offer.gpu, self._bindings)
         self._ready = asyncio.Event()
+        self._pulls = Pulls(connection, offer.gpu, self._bindings, self._ready, self._take)
+        self._assignments: asyncio.Queue[Assignment] = asyncio.Queue()
+        self._starting = asyncio.Lock()
+        """Held while a session is being seated: a new limit waits for that."""
+        self._loaded: e.Workload | None = None
+        self._serving: e.Workload | None = None
+        """What new sessions are taken of."""
+        self._load_ms = 0
+        self._leaving = False
+        self._stuck = False
         self._stopping = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
-        self._pulling: list[asyncio.Task[None]] = []
-        self._load_ms = 0
 
     def stop(self) -> None:
         """Take no more work, let running turns end, leave."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve until `stop`."""
-        joined_seq = await self._join()
+        """Serve. Raises EngineError or Misconfigured if a model cannot be loaded or the engine computes no more."""
+        joined_seq = await self._presence.join()
         try:
             async with asyncio.TaskGroup() as group:
-                serving = [
-                    group.create_task(self._listen(joined_seq)),
-                    group.create_task(self._serve(group)),
-                    group.create_task(self._heartbeat()),
-                ]
+                listening = group.create_task(self._listen(joined_seq))
+                serving = group.create_task(self._serve(group))
+                beating = group.create_task(self._heartbeat())
                 await self._stopping.wait()
-                for each in [serving[1], *self._pulling]:
-                    each.cancel()
+                serving.cancel()
+                self._pulls.stop()
                 await self._drain()
-                for each in serving:
+                for each in (listening, beating):
                     each.cancel()
         finally:
-            await self._leave()
+            for turn in list(self._running):
+                turn.cancel()
+            if not self._stuck:  # a hung engine would not let itself be closed
+                await self._presence.leave()
+                await self._work.close()
 
-    # -- facts about this GPU
-
-    async def _join(self) -> int:
-        self._ready.clear()
-        self._incarnation = self._new_incarnation()
-        offer = self._offer
-        joined = e.GpuJoined(
-            gpu=offer.gpu,
-            incarnation=self._incarnation,
-            kind=offer.device.kind,
-            memory_total_bytes=offer.device.memory_total_bytes,
-            workloads=[e.Workload(offer.mode, model.type, slug) for slug, model in offer.models.items()],
-            slots=offer.slots,
-        )
-        seq = await self._append(joined)
-        log.info("joined", gpu=offer.gpu, incarnation=self._incarnation)
-        return seq
-
-    async def _leave(self) -> None:
-        try:
-            async with asyncio.timeout(5):
-                await self._append(e.GpuLeft(gpu=self._offer.gpu, incarnation=self._incarnation))
-        except (HelixError, TimeoutError) as error:
-            log.warning("left_without_saying_so", error=str(error))
-        await self._work.close()
-
-    async def _append(self, event: e.GpuJoined | e.GpuReady | e.GpuLeft) -> int:
-        """Append a fact about our GPU behind whatever was said of it last."""
-        key = f"{type_of(event)}:{event.gpu}:{event.incarnation}"
-        for _ in range(ATTEMPTS):
-            said = await self._log.history(f"gpu.{event.gpu}.>")
-            try:
-                expected = said[-1].seq if said else 0
-                return await self._log.append(event, expected_seq=expected, key=f"{key}:{expected}")
-            except Conflict:
-                continue
-        raise Unavailable(f"somebody keeps writing about {event.gpu}: is another runner using its name?")
+    async def _drain(self) -> None:
+        """Let running turns end; what does not in time is queued again once we have left."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._offer.drain_s)
+        for each in list(self._running):
+            each.cancel()
 
     async def _heartbeat(self) -> None:
         while True:
             if self._work.broken is not None:
+                if self._running:  # let them say so in the log: whichever breaks every engine must be counted
+                    await asyncio.wait(self._running, timeout=BROKEN_S)
                 raise EngineError(f"leaving, since the engine has stopped: {self._work.broken}")
-            measured = await asyncio.to_thread(facts, self._offer.device)
-            beat = e.GpuHeartbeat(
-                gpu=self._offer.gpu,
-                incarnation=self._incarnation,
-                memory_total_bytes=measured.memory_total_bytes,
-                memory_used_bytes=measured.memory_used_bytes,
-                utilisation=measured.utilisation,
-                temperature_c=measured.temperature_c,
-                power_w=measured.power_w,
-                model=self._loaded,
-                slots_used=len(self._bindings),
-                detail=self._work.detail(),
+            await self._presence.beat(
+                Doing(
+                    model=None if self._loaded is None else self._loaded.model,
+                    slots_used=len(self._bindings),
+                    stalled_ms=self._turns.stall.ms if self._offer.stalls else 0,
+                    detail=self._work.detail(),
+                )
             )
-            try:
-                await self._beats.publish(beat)
-            except HelixError as error:
-                log.warning("heartbeat_not_sent", error=str(error))
             await asyncio.sleep(self._offer.heartbeat_s)
 
     # -- what the log says to us
@@ -159,105 +135,132 @@ class Runner:
                 await self._hear(record)
 
     async def _hear(self, record: e.Recorded) -> None:
+        live = self._presence.incarnation
         match record.event:
-            case e.SessionReleased(session=session, incarnation=incarnation) if (
-                incarnation == self._incarnation
-            ):
-                seated = self._bindings.get(session)
-                if seated is not None and seated.seated_seq < record.seq:  # else it was seated again since
-                    self._bindings.release(session)
-                    await self._stop_turn(seated)
-                if record.event.reason == "closed":
-                    await self._work.forget(session)
+            case e.SessionReleased(incarnation=incarnation) as released if incarnation == live:
+                await self._release(record.seq, released)
             case e.TurnCancelling(session=session, turn=turn):
                 binding = self._bindings.get(session)
                 if binding is not None and binding.turn == turn:
                     await self._stop_turn(binding)
-            case e.GpuAssigned(incarnation=incarnation) as assigned if incarnation == self._incarnation:
-                self._assignment.put_nowait(assigned)
-            case e.GpuLost(incarnation=incarnation) if incarnation == self._incarnation:
-                log.warning("given_up", gpu=self._offer.gpu)
-                for binding in self._bindings.clear():
-                    await self._stop_turn(binding)
-                await self._join()
+            case e.TurnYielding(session=session, turn=turn):
+                binding = self._bindings.get(session)
+                if binding is not None and binding.turn == turn and binding.seated_seq < record.seq:
+                    await self._work.give_way(session)
+            case e.GpuAssigned(incarnation=incarnation) as assigned if incarnation == live:
+                self._assignments.put_nowait(Assignment(record.seq, assigned))
+            case e.GpuLost(incarnation=incarnation) as lost if incarnation == live:
+                await self._given_up(lost)
             case _:
                 pass
+
+    async def _release(self, seq: int, released: e.SessionReleased) -> None:
+        seated = self._bindings.get(released.session)
+        if seated is not None and seated.seated_seq < seq:  # else it was seated again since
+            self._bindings.release(released.session)
+            await self._stop_turn(seated)
+        if released.reason == "closed":
+            await self._work.forget(released.session)
+        self._leave_if_done()
 
     async def _stop_turn(self, binding: Binding) -> None:
         binding.cancelled = True  # also for a turn that is about to begin
         await self._work.cancel(binding.session)
 
-    # -- work
+    async def _given_up(self, lost: e.GpuLost) -> None:
+        """Our sessions are others' now: join anew, unless our silence was not the reason."""
+        log.warning("given_up", gpu=self._offer.gpu, reason=lost.reason)
+        if lost.reason == "stuck":
+            self._stuck = True
+            self._on_stuck()
+            raise EngineError("leaving, since no turn moved for too long: the engine hangs", code="stuck")
+        async with self._starting:  # who is being seated belongs to the life that is over
+            self._ready.clear()
+            self._serving = None
+            self._leaving = False
+            for binding in self._bindings.clear():
+                await self._stop_turn(binding)
+            await self._presence.join()
+
+    # -- what we are for
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
-        """Follow assignments, and pull from the first one on."""
+        """Obey one assignment after the other."""
         while True:
-            assigned = await self._assignment.get()
-            if assigned.incarnation != self._incarnation:
-                continue
-            if self._loaded != assigned.model:
-                await self._load(assigned)
-            self._bindings.offer(assigned.slots)
-            ready = e.GpuReady(
-                gpu=assigned.gpu,
-                incarnation=assigned.incarnation,
-                model=assigned.model,
-                load_ms=self._load_ms,
-            )
-            await self._append(ready)
-            self._ready.set()
-            log.info("ready", model=assigned.model, slots=assigned.slots, load_ms=self._load_ms)
-            if not self._pulling:
-                workload = e.Workload(self._offer.mode, assigned.type, assigned.model)
-                shared = TaskPuller(self._connection, shared_consumer(workload), prioritized=True)
-                own = TaskPuller(self._connection, continue_consumer(assigned.gpu), prioritized=False)
-                self._pulling = [
-                    group.create_task(self._pull(shared, True)),
-                    group.create_task(self._pull(own, False)),
-                ]
+            given = await self._assignments.get()
+            if not self._is_over(given):
+                await self._obey(given, group)
 
-    async def _load(self, assigned: e.GpuAssigned) -> None:
+    def _is_over(self, given: Assignment) -> bool:
+        """Whether it was said to an earlier life of this GPU."""
+        return given.fact.incarnation != self._presence.incarnation
+
+    async def _obey(self, given: Assignment, group: asyncio.TaskGroup) -> None:
+        if given.workload != self._loaded:
+            await self._load(given.workload)
+        async with self._starting:  # whoever was seated within the old limit is in the log
+            if self._is_over(given):
+                return
+            self._bindings.offer(given.slots)
+            self._serving = given.workload
+        await patiently(lambda: self._presence.ready(given.fact, given.seq, self._load_ms))
+        if self._is_over(given):
+            return
+        log.info("ready", model=given.fact.model, slots=given.slots, load_ms=self._load_ms)
+        self._ready.set()
+        self._pulls.follow(given.workload, group)
+        self._leaving = given.fact.leaving
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self._leaving and not len(self._bindings):
+            log.info("leaving", gpu=self._offer.gpu)
+            self.stop()
+
+    async def _load(self, workload: e.Workload) -> None:
+        if workload not in self._offer.workloads:
+            wanted = f"{workload.mode}/{workload.type}/{workload.model}"
+            raise EngineError(f"the scheduler assigned {wanted}, which this runner does not offer")
+        self._pulls.retire()
+        async with self._starting:
+            self._serving = None
+        self._loaded = None
         begun = time.monotonic()
-        await self._work.load(assigned.model, self._offer.models[assigned.model])
-        self._loaded = assigned.model
+        await self._work.load(workload, self._offer.models[workload.model])
+        self._loaded = workload
         self._load_ms = int((time.monotonic() - begun) * 1000)
 
-    async def _pull(self, puller: TaskPuller, shared: bool) -> None:
-        """Pull for ever: shared work only while a slot is free, work of our own sessions always."""
-        await puller.open()
-        try:
-            while not self._stopping.is_set():
-                await self._ready.wait()
-                if shared:
-                    await self._bindings.room()
-                try:
-                    task = await puller.pull(load=self._bindings.load)
-                    if task is not None:
-                        await self._take(task)
-                except HelixError as error:
-                    log.warning("pull_failed", error=str(error))
-                    await asyncio.sleep(RETRY_S)
-        finally:
-            await puller.close()
+    # -- turns
 
     async def _take(self, task: Task) -> None:
+        """Do a task, or give it back: it may come of a pull that was sent when there was room."""
         if self._stopping.is_set() or not self._ready.is_set():
             await task.nak()
             return
-        binding = await patiently(lambda: self._turns.start(task, self._bindings, self._incarnation))
+        if isinstance(task.event, e.TurnContinued):
+            binding = await self._start(task)
+        else:
+            async with self._starting:
+                if not self._may_seat(task.event):
+                    await task.nak()
+                    return
+                binding = await self._start(task)
         if binding is None:
             return
         turn = asyncio.create_task(self._perform(task, binding))
         self._running.add(turn)
         turn.add_done_callback(self._running.discard)
 
+    def _may_seat(self, event: TaskEvent) -> bool:
+        if not isinstance(event, e.TurnAdmitted) or not self._ready.is_set():
+            return False
+        wanted = e.Workload(event.mode, event.type, event.model)
+        return wanted == self._serving and self._bindings.fits(event.session)
+
+    async def _start(self, task: Task) -> Binding | None:
+        incarnation = self._presence.incarnation
+        return await patiently(lambda: self._turns.start(task, incarnation))
+
     async def _perform(self, task: Task, binding: Binding) -> None:
         async with binding.busy:
             await self._turns.perform(task, binding)
-
-    async def _drain(self) -> None:
-        """Let running turns end; what does not in time is queued again once we have left."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=self._offer.drain_s)
-        for each in list(self._running):
-            each.cancel()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import msgspec
 from helix_es import telemetry
 from helix_es.core.catalogue import Model, derived_slots, find
 from helix_es.core.errors import Misconfigured, Rejected
-from helix_es.core.events import GpuId, Kind, Mode
+from helix_es.core.events import GpuId, Workload
 from helix_es.core.subjects import token
 from helix_es.jetstream.client import Connection
 from helix_es.jetstream.files import Files
@@ -28,14 +30,15 @@ Connect = Callable[[str, dict[str, Any]], Awaitable[Connection]]
 MakeWork = Callable[[devices.Device, Files], Work]
 
 BATCH_SLOTS = 1  # two trainings on one GPU are slower than one after the other, and need the memory of both
+LAST_WORDS_S = 2.0  # to say why, and to close the connection
 
 
 class RunnerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line says of a runner; `nats` are the options of the connection."""
 
-    type: Kind
-    mode: Mode = "create"
-    models: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    """What it serves, preferred first; a model may be given by its full name."""
+    pool: str = "default"
     device: str | None = None
     gpu: str | None = None
     """Name of the GPU; None: made of the machine's name."""
@@ -55,19 +58,31 @@ async def serve(
     connect: Connect,
     on_signals: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Serve until a signal comes. Raises Misconfigured for what cannot be served."""
+    """Serve until a signal comes, or the shop needs this GPU no more.
+
+    Raises Misconfigured for what cannot be served.
+    """
     device = _device(options.device)
     offer = _offer(settings, options, device)
     telemetry.configure("runner")
     connection = await connect(f"helix-runner-{offer.gpu}", options.nats)
     try:
         work = make_work(device, Files(connection, new_id=lambda: secrets.token_hex(10)))
-        runner = Runner(connection, work, offer, new_incarnation=lambda: secrets.token_hex(6))
+        runner = Runner(
+            connection, work, offer, new_incarnation=lambda: secrets.token_hex(6), on_stuck=end_soon
+        )
         on_signals(runner.stop)
         await runner.run()
     finally:
         await connection.close()
         await asyncio.to_thread(telemetry.shutdown)
+
+
+def end_soon() -> None:
+    """End this process in a moment with exit code 1, if it has not ended by then: a hung thread must not keep it."""
+    timer = threading.Timer(LAST_WORDS_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
 
 
 def text_work(threads: int | None) -> MakeWork:
@@ -117,6 +132,27 @@ def finetune_work(threads: int | None) -> MakeWork:
     return make
 
 
+def any_work(threads: int | None) -> MakeWork:
+    """Return how to make the work of a runner that does what it is assigned, one kind at a time."""
+
+    def make(device: devices.Device, files: Files) -> Work:
+        import torch
+
+        from helix_runners.several import SeveralWorks
+
+        # Taken now: a small model of images sets it to one for the whole process, also for what comes after.
+        count = threads or torch.get_num_threads()
+        return SeveralWorks(
+            {
+                ("create", "text"): lambda: text_work(count)(device, files),
+                ("create", "image"): lambda: image_work(count)(device, files),
+                ("finetune", "text"): lambda: finetune_work(count)(device, files),
+            }
+        )
+
+    return make
+
+
 def command_work(settings: CommandSettings) -> MakeWork:
     """Return how to make the work that a program does."""
 
@@ -138,33 +174,53 @@ def _device(name: str | None) -> devices.Device:
 
 def _offer(settings: Settings, options: RunnerOptions, device: devices.Device) -> Offer:
     try:
-        slugs = [find(settings.models, name) for name in options.models]
         index = device.torch_name.removeprefix("cuda:") if device.torch_name != "cpu" else "0"
         gpu = GpuId(token(options.gpu or f"{options.node}-{index}", "--gpu"))
+        pool = token(options.pool, "--pool")
+        workloads = [
+            Workload(each.mode, each.type, find(settings.models, each.model)) for each in options.workloads
+        ]
     except Rejected as error:
         raise Misconfigured(str(error)) from error
-    models = {slug: settings.models[slug] for slug in slugs}
+    workloads = list(dict.fromkeys(workloads))
     return Offer(
         gpu=gpu,
         device=device,
-        models=models,
-        mode=options.mode,
-        slots={slug: _slots(settings, options, device, slug) for slug in slugs},
+        workloads=workloads,
+        models={each.model: settings.models[each.model] for each in workloads},
+        slots=_slots_by_model(settings, options, device, workloads),
+        pool=pool,
         heartbeat_s=settings.sessions.heartbeat_s,
         drain_s=options.drain_s,
+        stalls=options.fits,
     )
 
 
-def _slots(settings: Settings, options: RunnerOptions, device: devices.Device, slug: str) -> int:
-    """Return how many sessions of a model this runner holds. Raises Misconfigured if it cannot run it at all."""
+def _slots_by_model(
+    settings: Settings, options: RunnerOptions, device: devices.Device, workloads: list[Workload]
+) -> dict[str, int]:
+    """Return the sessions it holds of each model. Of a model that it also trains, that is the conversations: whoever
+    serves several workloads does one training at a time, and the scheduler knows that."""
+    slots: dict[str, int] = {}
+    for each in workloads:
+        slots[each.model] = max(slots.get(each.model, 0), _slots(settings, options, device, each))
+    return slots
+
+
+def _slots(settings: Settings, options: RunnerOptions, device: devices.Device, workload: Workload) -> int:
+    """Return how many sessions of a workload this runner holds. Raises Misconfigured if it cannot run it at all."""
+    slug = workload.model
     model = settings.models[slug]
-    if model.type != options.type:
-        raise Misconfigured(f"--model {slug}: makes {model.type}, not {options.type}")
+    if model.type != workload.type:
+        raise Misconfigured(f"--model {slug}: makes {model.type}, not {workload.type}")
     if not options.fits:
         return options.slots or 1
-    fitting = derived_slots(model, device.memory_total_bytes)
+    fitting = derived_slots(model, device.memory_total_bytes, device.kind)
     configured = settings.coefficients.get(f"{device.kind}/{slug}")
     if not (options.slots or fitting if configured is None else configured):
         memory = device.memory_total_bytes / 2**30
-        raise Misconfigured(f"--model {slug}: does not fit {device.kind} with {memory:.1f} GiB")
-    return options.slots or (BATCH_SLOTS if options.mode == "finetune" else fitting)
+        raise Misconfigured(f"model {slug}: does not fit {device.kind} with {memory:.1f} GiB")
+    if workload.mode == "finetune":
+        alone = all(each.mode == "finetune" for each in options.workloads)
+        return (options.slots or BATCH_SLOTS) if alone else BATCH_SLOTS
+    return options.slots or fitting

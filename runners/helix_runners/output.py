@@ -10,8 +10,10 @@ from typing import Any
 import structlog
 
 from helix_es.core import events as e
-from helix_es.core.errors import Unavailable
+from helix_es.core.errors import NotOurs, Unavailable
 from helix_es.jetstream.deltas import Delta, Deltas, Step
+from helix_runners.bindings import Binding
+from helix_runners.stall import Stall
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +28,12 @@ class Speaker:
     """The `Output` of one attempt."""
 
     def __init__(
-        self, deltas: Deltas, event: e.TurnAdmitted | e.TurnContinued, gpu: e.GpuId, note: Note
+        self, deltas: Deltas, about: e.TurnStarted, binding: Binding, stall: Stall, note: Note
     ) -> None:
         self._deltas = deltas
-        self._event = event
-        self._gpu = gpu
+        self._about = about
+        self._binding = binding
+        self._stall = stall
         self._note = note
         self._held = ""
         self._sent = 0
@@ -38,7 +41,8 @@ class Speaker:
         self._noted_at = time.monotonic()
 
     async def say(self, text: str) -> None:
-        """Publish `text`, now or together with what follows it closely."""
+        """Publish `text`, now or together with what follows it closely. Raises NotOurs if nobody waits for it."""
+        self._moved()
         self._held += text
         if time.monotonic() - self._sent_at >= DELTA_EVERY_S:
             await self.flush()
@@ -62,19 +66,20 @@ class Speaker:
         checkpoint: Sequence[str] = (),
     ) -> bool:
         """See `Output.step`."""
+        self._moved()
         told = dict(detail or {})
         shown = base64.b64encode(preview).decode()
         await self._publish(step=Step(step=step, steps=steps, detail=told, preview=shown))
         if not checkpoint and time.monotonic() - self._noted_at < FACT_EVERY_S:
             return False
         self._noted_at = time.monotonic()
-        event = self._event
+        about = self._about
         return await self._note(
             e.TurnProgressed(
-                session=event.session,
-                turn=event.turn,
-                attempt=event.attempt,
-                gpu=self._gpu,
+                session=about.session,
+                turn=about.turn,
+                attempt=about.attempt,
+                gpu=about.gpu,
                 step=step,
                 steps=steps,
                 detail=told,
@@ -82,9 +87,18 @@ class Speaker:
             )
         )
 
+    def alive(self) -> None:
+        """See `Output.alive`."""
+        self._stall.moved()
+
+    def _moved(self) -> None:
+        self._stall.moved()
+        if self._binding.released:
+            raise NotOurs(f"turn {self._about.turn} of {self._about.session} was taken from this GPU")
+
     async def _publish(self, **what: Any) -> None:
-        event = self._event
-        delta = Delta(session=event.session, turn=event.turn, attempt=event.attempt, **what)
+        about = self._about
+        delta = Delta(session=about.session, turn=about.turn, attempt=about.attempt, **what)
         try:
             await self._deltas.publish(delta)
         except Unavailable as error:  # the end of the turn carries all of it

@@ -12,9 +12,10 @@ import structlog
 
 from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, PromptTooLong, Unavailable
-from helix_es.core.events import Failure, Usage
+from helix_es.core.events import Failure, Usage, Workload
 from helix_runners.adapters import AdapterFolders
 from helix_runners.engine.port import Adapter, Finished, Piece, Sampling, TextEngine
+from helix_runners.faults import OUT_OF_MEMORY, collect, fault, is_out_of_memory
 from helix_runners.work import Job, Outcome, Output
 
 log = structlog.get_logger(__name__)
@@ -40,10 +41,9 @@ class TextWork:
         self._stopped: set[str] = set()
         """Those of them that were asked to stop meanwhile."""
 
-    async def load(self, slug: str, model: Model) -> None:
+    async def load(self, workload: Workload, model: Model) -> None:
         """Load the weights in a thread, since that blocks for seconds and heartbeats must go on."""
-        if self._engine is not None:
-            await self._engine.close()
+        await self.close()
         self._engine = await asyncio.to_thread(self._open, model)
 
     async def perform(self, job: Job, output: Output) -> Outcome:
@@ -70,7 +70,14 @@ class TextWork:
                     else:
                         finished = item
         except (PromptTooLong, EngineError) as error:
-            return Outcome(output="".join(said), error=Failure(code=error.code, message=str(error)))
+            failure, retry = fault(error)
+            return Outcome(output="".join(said), error=failure, retry=retry)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out_of_memory", session=job.session, error=str(error))
+            failure = Failure(code=OUT_OF_MEMORY, message=f"the machine has no memory left: {error}")
+            return Outcome(output="".join(said), error=failure, retry=True)
         if finished is None:
             raise EngineError("the engine ended a stream without saying how")
         return Outcome(
@@ -107,11 +114,16 @@ class TextWork:
         """Stop at the next step; a turn whose adapter is still on its way, when that is here."""
         if session in self._fetching:
             self._stopped.add(session)
-        await self._running().cancel(session)
+        if self._engine is not None:
+            await self._engine.cancel(session)
+
+    async def give_way(self, session: str) -> None:
+        """Whoever goes on elsewhere says it all again: there is nothing to keep."""
 
     async def forget(self, session: str) -> None:
         """Drop the session's keys and values: nobody will come back for them."""
-        await self._running().forget(session)
+        if self._engine is not None:
+            await self._engine.forget(session)
 
     @property
     def broken(self) -> str | None:
@@ -136,9 +148,12 @@ class TextWork:
         }
 
     async def close(self) -> None:
-        """Stop the engine."""
-        if self._engine is not None:
-            await self._engine.close()
+        """Stop the engine and free its memory."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.close()
+            del engine
+            collect()
 
     def _running(self) -> TextEngine:
         if self._engine is None:

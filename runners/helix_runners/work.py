@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from helix_es.core.catalogue import Model
-from helix_es.core.events import Failure, Message, Usage
+from helix_es.core.events import Failure, Message, Usage, Workload
 from helix_es.core.history import Session, Turn
 
 
@@ -40,6 +40,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     files: list[str] = msgspec.field(default_factory=list)
     """Ids of what was made."""
     error: Failure | None = None
+    retry: bool = False
+    """The error is not the request's: another GPU, or another attempt, may do it."""
     cancelled: bool = False
     usage: Usage = Usage()
     finish_reason: str = "stop"
@@ -67,21 +69,32 @@ class Output(Protocol):
         files that another GPU can go on from). `preview`: a small PNG. Raises NotOurs if the turn is another's now.
         """
 
+    def alive(self) -> None:
+        """Show that the turn moves, between the parts of what takes long; from any thread."""
+
 
 class Work(Protocol):
     """A kind of work, on one device. Only one call of `load` at a time; `perform` runs for many sessions at once."""
 
-    async def load(self, slug: str, model: Model) -> None:
-        """Bring the weights into memory. Raises EngineError or Misconfigured if that cannot be."""
+    async def load(self, workload: Workload, model: Model) -> None:
+        """Bring the weights into memory, in place of what was there; `workload.model` is the slug of `model`.
+
+        Raises EngineError or Misconfigured if that cannot be.
+        """
 
     async def perform(self, job: Job, output: Output) -> Outcome:
         """Do the turn; never raises for what a request can cause, but lets pass what `output` raises.
 
-        When it is cancelled or `output` raises, nothing of the turn may go on computing.
+        When it is cancelled or `output` raises, nothing of the turn may go on computing. After an error, out of
+        memory for one, turns of other sessions can be done.
         """
 
     async def cancel(self, session: str) -> None:
         """Stop the session's turn as soon as possible; its `perform` returns."""
+
+    async def give_way(self, session: str) -> None:
+        """Say a checkpoint as soon as possible, and go on: the session is about to be moved. A turn that cannot be
+        gone on with elsewhere does nothing."""
 
     async def forget(self, session: str) -> None:
         """Drop what is kept of a session that is over; harmless if there is nothing."""

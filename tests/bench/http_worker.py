@@ -12,14 +12,15 @@ from typing import Any
 
 import msgspec
 
-from helix_es.core.events import GpuId
+from helix_es.core.events import GpuId, Workload
 from helix_es.jetstream.client import NatsSettings, connect
 from helix_es.jetstream.server import free_port
 from helix_es.jetstream.streams import provision
 from helix_es.processes import Child, Supervisor
 from helix_es.settings import Settings
 from helix_runners.devices import cpu
-from helix_runners.loop import Offer, Runner
+from helix_runners.loop import Runner
+from helix_runners.offer import Offer
 from helix_runners.work import Job, Outcome, Output
 from tests.bench.dispatch import PAUSE_S, Http, Latency, Nothing, _connected, summary
 from tests.conftest import NatsServer
@@ -87,7 +88,9 @@ async def measure() -> Polled:
                 more = ["--port", str(port)] if child == "api" else []
                 await children.start(Child(child, [*HELIX, child, "--nats", server.url, *more]))
             models = {"smollm2": Settings().models["smollm2"]}
-            offer = Offer(gpu=GpuId("bench-0"), device=cpu(), models=models, slots={"smollm2": 10_000})
+            workloads = [Workload("create", "text", "smollm2")]
+            slots = {"smollm2": 10_000}
+            offer = Offer(gpu=GpuId("bench-0"), device=cpu(), workloads=workloads, models=models, slots=slots)
             work = Noting()
             runner = Runner(connection, work, offer, new_incarnation=lambda: secrets.token_hex(4))
             serving = asyncio.create_task(runner.run())

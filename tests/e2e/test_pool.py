@@ -1,4 +1,4 @@
-"""A shop with no GPU at all: a burst comes, the pool grows for it, everybody is served, the pool goes back to nothing."""
+"""A shop with no GPU at all: a burst comes, the pool grows for it, everybody is served, the pool goes back to 0."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ async def test_a_burst_of_200_sessions_grows_the_pool_and_nobody_is_lost(empty_s
     left = await until_fact(empty_shop, "gpu.*.left", lambda found: len(found) >= 3)
     assert not [r for r in await facts(empty_shop.nats_url, "gpu.*.lost") if r.event is not None]
     assert len({r.event.gpu for r in left if isinstance(r.event, e.GpuLeft)}) == 3
-    fleet = httpx.get(f"{empty_shop.url}/api/v1/fleet").json()["data"]
+    async with httpx.AsyncClient() as http:
+        fleet = (await http.get(f"{empty_shop.url}/api/v1/fleet")).json()["data"]
     assert [(pool["pool"], pool["wanted"], pool["present"]) for pool in fleet] == [("burst", 0, 0)]
     assert "burst" in (await helix(empty_shop, "top", "--once")).stdout
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, HelixError, Misconfigured, NotOurs
-from helix_es.core.events import Failure
+from helix_es.core.events import Failure, Workload
 from helix_es.jetstream.files import Files
 from helix_runners.command.artefacts import Artefacts
 from helix_runners.command.folder import TaskFolder, handed_down, new_root
@@ -71,8 +71,9 @@ class CommandWork:
         self._done = 0
         self._failed = 0
 
-    async def load(self, slug: str, model: Model) -> None:
+    async def load(self, workload: Workload, model: Model) -> None:
         """Find the program; start it and wait until it is ready, if it stays."""
+        slug = workload.model
         find_program(self._settings.command[0])
         if self._settings.template is None:
             check_template(model.template, f"template of model {slug}")
@@ -115,6 +116,7 @@ class CommandWork:
             return Outcome(
                 output=speech.text,
                 error=Failure(code=error.code, message=str(error)),
+                retry=self.broken is not None,  # the program is gone for good, whatever the task was
                 first_token_ms=speech.first_token_ms,
             )
         self._done += 1
@@ -150,6 +152,9 @@ class CommandWork:
         stop = self._turns.pop(session, None)
         if stop is not None:
             stop.reschedule(asyncio.get_running_loop().time())
+
+    async def give_way(self, session: str) -> None:
+        """What a program has done so far is its own."""
 
     async def forget(self, session: str) -> None:
         """Nothing is kept of a session."""

@@ -13,7 +13,6 @@ from functools import partial
 
 import msgspec
 import structlog
-import torch
 
 from helix_es.core.errors import EngineError, HelixError, PromptTooLong
 from helix_es.core.events import Message
@@ -22,6 +21,7 @@ from helix_runners.engine.port import Adapter, EngineStats, Finished, Piece, Sam
 from helix_runners.engine.prompt import ChatPrompt
 from helix_runners.engine.stream import Item, Stream
 from helix_runners.engine.turn import Turn
+from helix_runners.faults import OUT_OF_MEMORY, collect, is_out_of_memory
 
 log = structlog.get_logger(__name__)
 
@@ -211,16 +211,20 @@ class PackedEngine:
         try:
             self._deliver(self._multiplexer.step())
             self._failed_steps = 0
+            return
         except Exception as error:  # whatever torch raises: the turns end, the engine goes on
             self._failed_steps += 1
             log.warning("engine.step_failed", error=repr(error), in_a_row=self._failed_steps)
             self._multiplexer.fail()
-            over = [turn for turn in self._streams if turn not in self._multiplexer]
-            self._fail(over, f"the step could not be computed: {error}")
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            if self._failed_steps >= FAILED_STEPS_BEFORE_STOP:
-                self._stop(f"the engine stopped after {self._failed_steps} failed steps, the last: {error}")
+            said, full = str(error), is_out_of_memory(error)
+        if full:  # only now are the error's frames gone, which held the step's tensors
+            collect()
+        if self._failed_steps >= FAILED_STEPS_BEFORE_STOP:  # before anybody can see the last of them
+            self._stop(f"the engine stopped after {self._failed_steps} failed steps, the last: {said}")
+        over = [turn for turn in self._streams if turn not in self._multiplexer]
+        self._fail(
+            over, f"the step could not be computed: {said}", OUT_OF_MEMORY if full else EngineError.code
+        )
 
     def _submit(self, turn: Turn, stream: Stream) -> None:
         self._streams[turn] = stream
@@ -241,8 +245,8 @@ class PackedEngine:
             deliveries.append((stream, item))
         self._give(deliveries)
 
-    def _fail(self, turns: Collection[Turn], message: str) -> None:
-        self._give([(self._streams.pop(turn), EngineError(message)) for turn in turns])
+    def _fail(self, turns: Collection[Turn], message: str, code: str) -> None:
+        self._give([(self._streams.pop(turn), EngineError(message, code=code)) for turn in turns])
 
     def _give(self, deliveries: Deliveries) -> None:
         """Hand over everything of a step with one call for each event loop: waking a loop is not free."""
@@ -274,7 +278,7 @@ class PackedEngine:
             self._inbox.clear()
         for command in left:
             command()
-        self._fail(list(self._streams), self._stopped or reason)
+        self._fail(list(self._streams), self._stopped or reason, "engine_stopped")
 
 
 def _put_all(items: Deliveries) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from helix_es.core.errors import EngineError
 from helix_es.core.params import TrainParams
 from helix_runners.engine.prompt import ChatPrompt
 from helix_runners.engine.weights import load_weights
+from helix_runners.faults import collect
 from helix_runners.finetune.failures import TrainingFailed
 
 DEFAULT = "default"  # what peft calls an adapter without a name
@@ -109,7 +109,7 @@ class Base:
         elif adapted is not None:
             self._model = adapted.unload()
         del adapted
-        _collect()
+        collect()
 
     def free(self) -> None:
         """Free the memory; the next adapter loads the model again."""
@@ -117,7 +117,7 @@ class Base:
             return
         self._model = self._adapted = None
         self._four_bit = False
-        _collect()
+        collect()
 
 
 def _targets(model: Any, wanted: list[str] | None) -> list[str]:
@@ -136,9 +136,3 @@ def _targets(model: Any, wanted: list[str] | None) -> list[str]:
             f"there are: {', '.join(sorted(there))}",
         )
     return sorted(set(wanted or there))
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

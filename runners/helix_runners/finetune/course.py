@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,16 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     base: Base
 
 
+@dataclass(eq=False)
+class Asked:
+    """What is asked of a fine-tune while it is on its way."""
+
+    to_stop: bool = False
+    """Soon; what was learnt until then is kept."""
+    to_keep: bool = False
+    """A checkpoint at the next step, since another GPU is to go on from it."""
+
+
 class Course:
     """A fine-tune that is on its way. All torch work is done in the one thread, this waits for it."""
 
@@ -57,7 +68,8 @@ class Course:
         self._folder = folder
         self._material = Material()
         self._trainer: Trainer | None = None
-        self._asked: Callable[[], bool] = lambda: False
+        self._asked = Asked()
+        self._alive: Callable[[], None] = lambda: None
         self._kept = 0
         """The step of the last checkpoint."""
         self._about = checkpoint.About(
@@ -77,12 +89,12 @@ class Course:
         where = {"step": trainer.step, "steps": trainer.plan.steps, "loss": losses[-1] if losses else None}
         return {"doing": "training", **where}  # not whose it is: everybody may look at the floor
 
-    async def run(self, output: Output, asked: Callable[[], bool]) -> Outcome:
+    async def run(self, output: Output, asked: Asked) -> Outcome:
         """Return how it ended; soon, once `asked` says so.
 
         Raises TrainingFailed, and what `output` raises; nothing computes after that.
         """
-        self._asked = asked
+        self._asked, self._alive = asked, output.alive
         try:
             return await self._all(output)
         except Stopped:  # asked to before there was a first step
@@ -93,8 +105,9 @@ class Course:
 
     def _check(self) -> None:
         """Called between the parts of whatever takes long. Raises Stopped if it is in vain."""
+        self._alive()
         self._thread.check()
-        if self._asked():
+        if self._asked.to_stop:
             raise Stopped
 
     async def _all(self, output: Output) -> Outcome:
@@ -169,7 +182,7 @@ class Course:
 
     async def _learn(self, trainer: Trainer, report: Report) -> None:
         steps, every, asked = trainer.plan.steps, self._params.checkpoint_steps, self._asked
-        while trainer.step < steps and not asked():
+        while trainer.step < steps and not asked.to_stop:
             begun = time.monotonic()
             try:
                 done = await self._thread.run(trainer.advance)
@@ -182,13 +195,24 @@ class Course:
                 tokens=self._about.tokens + done.tokens,
                 losses=[*self._about.losses[:1], done.loss],
             )
-            if done.step == steps or (done.step % every == 0 and not asked()):
+            if done.step == steps or (done.step % every == 0 and not asked.to_stop):
                 await self._measure(trainer, report)
-                await report.tell(done.step, await self._keep(trainer, report))
-            elif not asked():
+                await self._keep_and_tell(trainer, report)
+            elif asked.to_keep and not asked.to_stop:
+                await self._keep_and_tell(trainer, report)
+            elif not asked.to_stop:
                 await report.tell(done.step)
         if trainer.step > self._kept:  # asked to stop, or the last checkpoint could not be stored
-            await report.tell(trainer.step, await self._keep(trainer, report))
+            await report.tell(trainer.step)  # ends here if nobody wants to hear of it any more
+            await self._keep_and_tell(trainer, report)
+
+    async def _keep_and_tell(self, trainer: Trainer, report: Report) -> None:
+        # taken back first: who asks while this one is on its way gets another
+        wanted, self._asked.to_keep = self._asked.to_keep, False
+        kept = await self._keep(trainer, report)
+        if wanted and not kept:
+            self._asked.to_keep = True
+        await report.tell(trainer.step, kept)
 
     async def _measure(self, trainer: Trainer, report: Report) -> None:
         try:

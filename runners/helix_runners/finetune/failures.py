@@ -6,8 +6,7 @@ import torch
 
 from helix_es.core.errors import EngineError, HelixError
 from helix_es.core.events import Failure
-
-_OUT_OF_MEMORY = "can't allocate memory"  # how torch says it of a CPU, in a plain RuntimeError
+from helix_runners.faults import OUT_OF_MEMORY, fault, is_out_of_memory
 
 
 class TrainingFailed(Exception):
@@ -17,6 +16,11 @@ class TrainingFailed(Exception):
         super().__init__(message)
         self.failure = Failure(code=code, message=message)
 
+    @property
+    def retry(self) -> bool:
+        """Whether another GPU, or another attempt, may go on where this one could not."""
+        return fault(EngineError(self.failure.message, code=self.failure.code))[1]
+
 
 def failed(error: Exception) -> TrainingFailed:
     """Return what an error in a computation means for the one who asked for it."""
@@ -24,9 +28,9 @@ def failed(error: Exception) -> TrainingFailed:
         return error
     if isinstance(error, HelixError):
         return TrainingFailed(error.code, str(error))
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _OUT_OF_MEMORY in str(error):
+    if is_out_of_memory(error):
         return TrainingFailed(
-            "out_of_memory",
+            OUT_OF_MEMORY,
             "the step does not fit the memory: lower batch_size and raise gradient_accumulation as much, lower "
             "sequence_tokens, or set load_in_4bit",
         )

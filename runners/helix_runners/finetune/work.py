@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 
 from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, Rejected
-from helix_es.core.events import Failure
+from helix_es.core.events import Failure, Workload
 from helix_es.core.params import TrainParams, parsed
 from helix_es.jetstream.files import Files
 from helix_runners.finetune.base import Base
-from helix_runners.finetune.course import Course, Tools
+from helix_runners.finetune.course import Asked, Course, Tools
 from helix_runners.finetune.failures import TrainingFailed
 from helix_runners.finetune.thread import TorchThread
 from helix_runners.work import Job, Outcome, Output
@@ -31,8 +31,7 @@ class Place:
 
     session: str
     task: asyncio.Task[Any] | None
-    asked: bool = False
-    """It is to stop."""
+    asked: Asked = field(default_factory=Asked)
 
 
 class FinetuneWork:
@@ -48,8 +47,9 @@ class FinetuneWork:
         self._course: Course | None = None
         self._changed = asyncio.Event()
 
-    async def load(self, slug: str, model: Model) -> None:
-        """Load the base model and its tokenizer."""
+    async def load(self, workload: Workload, model: Model) -> None:
+        """Load the base model and its tokenizer. Who still computes on another was released, and is not waited for."""
+        await self._stop_all()
         try:
             await self._tools.thread.run(lambda: self._load(model))
         except TrainingFailed as error:
@@ -69,7 +69,7 @@ class FinetuneWork:
         self._line.append(place)
         try:
             while self._line[0] is not place:
-                if place.asked:
+                if place.asked.to_stop:
                     return Outcome(cancelled=True)
                 await self._changed.wait()
             return await self._do(job, output, place)
@@ -86,10 +86,10 @@ class FinetuneWork:
             params = parsed(job.params, TrainParams)
             with tempfile.TemporaryDirectory(prefix="helix-finetune-") as folder:
                 self._course = Course(job, params, self._tools, Path(folder))
-                return await self._course.run(output, lambda: place.asked)
+                return await self._course.run(output, place.asked)
         except TrainingFailed as error:
             log.info("training_failed", session=job.session, code=error.failure.code, error=str(error))
-            return Outcome(error=error.failure)
+            return Outcome(error=error.failure, retry=error.retry)
         except Rejected as error:
             return Outcome(error=Failure(code=error.code, message=str(error)))
         finally:
@@ -98,8 +98,15 @@ class FinetuneWork:
     async def cancel(self, session: str) -> None:
         """Stop after the step that is computed now; what was learnt until then is kept."""
         for place in self._line:
-            place.asked = place.asked or place.session == session
+            if place.session == session:
+                place.asked.to_stop = True
         self._notify()
+
+    async def give_way(self, session: str) -> None:
+        """Keep a checkpoint after the step that is computed now, and go on; who still waits has nothing to keep."""
+        for place in self._line:
+            if place.session == session:
+                place.asked.to_keep = True
 
     async def forget(self, session: str) -> None:
         """Nothing is kept of a session that is over."""
@@ -115,10 +122,13 @@ class FinetuneWork:
 
     async def close(self) -> None:
         """Stop what is computed, without an end of it in the log: another runner goes on from its checkpoint."""
+        await self._stop_all()
+        await self._tools.thread.run(self._tools.base.free)
+        await self._tools.thread.close()
+
+    async def _stop_all(self) -> None:
         running = [place.task for place in self._line if place.task is not None]
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        await self._tools.thread.run(self._tools.base.free)
-        await self._tools.thread.close()

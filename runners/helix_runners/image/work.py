@@ -12,8 +12,9 @@ from PIL import Image
 
 from helix_es.core.catalogue import Model
 from helix_es.core.errors import EngineError, LogFull, Misconfigured, Rejected, Unavailable
-from helix_es.core.events import Failure
+from helix_es.core.events import Failure, Workload
 from helix_es.jetstream.files import Files
+from helix_runners.faults import OUT_OF_MEMORY, collect, fault, is_out_of_memory
 from helix_runners.image import png
 from helix_runners.image.engine import ImageEngine, open_engine
 from helix_runners.image.painting import Painting
@@ -45,10 +46,11 @@ class _Ongoing:
         if self.painting is not None:
             self.painting.cancel()
 
-    def ended(self, error: Failure | None = None) -> Outcome:
+    def ended(self, error: Failure | None = None, *, retry: bool = False) -> Outcome:
         return Outcome(
             files=self.files,
             error=error,
+            retry=retry,
             cancelled=self.cancelled and error is None,
             first_token_ms=self.first_ms,
         )
@@ -67,16 +69,17 @@ class ImageWork:
         self._model: Model | None = None
         self._ongoing: dict[str, _Ongoing] = {}
 
-    async def load(self, slug: str, model: Model) -> None:
+    async def load(self, workload: Workload, model: Model) -> None:
         """Load the weights; the engine does that in its own thread, and heartbeats go on."""
         if model.image is None:
-            raise Misconfigured(f"models.{slug}.image: is missing, but this model is to make images")
-        if self._engine is not None:
-            await self._engine.close()
+            raise Misconfigured(
+                f"models.{workload.model}.image: is missing, but this model is to make images"
+            )
+        await self.close()
         self._engine = await asyncio.to_thread(
             open_engine, model.source, device=self._device, dtype=model.dtype, threads=self._threads
         )
-        self._slug, self._model = slug, model
+        self._slug, self._model = workload.model, model
 
     async def perform(self, job: Job, output: Output) -> Outcome:
         """Make the pictures of the turn, one after the other."""
@@ -84,7 +87,14 @@ class ImageWork:
         try:
             await self._perform(job, output, turn)
         except (Rejected, EngineError, LogFull, Unavailable) as error:
-            return turn.ended(Failure(code=error.code, message=str(error)))
+            failure, retry = fault(error)
+            return turn.ended(failure, retry=retry)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out_of_memory", session=job.session, error=str(error))
+            failure = Failure(code=OUT_OF_MEMORY, message=f"the machine has no memory left: {error}")
+            return turn.ended(failure, retry=True)
         finally:
             # after this GPU was given up, the same session may have come back before its old turn has ended
             if self._ongoing.get(job.session) is turn:
@@ -159,6 +169,9 @@ class ImageWork:
         if session in self._ongoing:
             self._ongoing[session].cancel()
 
+    async def give_way(self, session: str) -> None:
+        """A picture that is not done cannot be gone on with elsewhere."""
+
     async def forget(self, session: str) -> None:
         """Nothing is kept of a session: its pictures are in the store."""
 
@@ -179,9 +192,12 @@ class ImageWork:
         }
 
     async def close(self) -> None:
-        """Stop the engine."""
-        if self._engine is not None:
-            await self._engine.close()
+        """Stop the engine and free its memory."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.close()
+            del engine
+            collect()
 
 
 async def _patiently(attempt: Callable[[], Awaitable[Result]]) -> Result:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from helix_es.core.catalogue import BUILTIN
+from helix_es.core.events import Workload
 from helix_es.jetstream.client import Connection
 from helix_es.jetstream.files import Files
 from helix_runners.command.settings import CommandSettings
@@ -38,7 +39,7 @@ async def start() -> AsyncIterator[Start]:
         settings = CommandSettings(command=list(command), **{"grace_s": 0.3, "time_limit_s": 20, **more})
         work = CommandWork(files or Shelf(), settings)
         made.append(work)
-        await work.load(slug, BUILTIN[slug])
+        await work.load(Workload("create", "text", slug), BUILTIN[slug])
         return work
 
     yield begin

@@ -160,13 +160,14 @@ async def test_close_ends_what_runs_and_removes_its_folders(start: Start, tmp_pa
 RUNNER = """
 import asyncio, sys
 from helix_es.core.catalogue import BUILTIN
+from helix_es.core.events import Workload
 from helix_runners.command.settings import CommandSettings
 from helix_runners.command.work import CommandWork
 from tests.runners.command.kit import Heard, Shelf, job
 
 async def main():
     work = CommandWork(Shelf(), CommandSettings(command=sys.argv[1:], grace_s=0.3))
-    await work.load("smollm2", BUILTIN["smollm2"])
+    await work.load(Workload("create", "text", "smollm2"), BUILTIN["smollm2"])
     await work.perform(job(), Heard())
 
 asyncio.run(main())

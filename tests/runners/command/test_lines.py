@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helix_es.core.errors import EngineError
+from helix_es.core.events import Workload
 from helix_runners.command.lines import LineCutter
 from tests.runners.command.kit import PYTHON, Heard, Shelf, Start, alive, job, until
 
@@ -257,6 +258,6 @@ async def test_another_model_means_another_process(start: Start) -> None:
     )
     pid = work.detail()["pids"][0]
     assert (await work.perform(job(), Heard())).output == "smollm2"
-    await work.load("mistral", BUILTIN["mistral"])
+    await work.load(Workload("create", "text", "mistral"), BUILTIN["mistral"])
     assert not alive(pid)
     assert (await work.perform(job(), Heard())).output == "mistral"

@@ -3,25 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+import torch
 
 from helix_es.core.errors import EngineError
+from helix_runners.engine.network import Network
 from helix_runners.engine.packed import PackedEngine, Parts
 from helix_runners.engine.port import Sampling
 from tests.runners.engine.engines import HELLO, collect, opened, runs
-from tests.runners.engine.models import CountingNetwork, GatedNetwork, limits
+from tests.runners.engine.models import CountingNetwork, GatedNetwork, limits, llama
 
 
 def test_a_failed_step_ends_its_turns_and_the_engine_stays_usable() -> None:
     async def test() -> None:
         network = CountingNetwork()
         async with opened(network) as engine:
-            network.fail_with = [RuntimeError("out of memory")]
-            with pytest.raises(EngineError, match="out of memory"):
+            network.fail_with = [RuntimeError("shapes differ")]
+            with pytest.raises(EngineError, match="shapes differ") as failed:
                 await collect(engine, "s", Sampling())
+            assert failed.value.code == "engine_error"
             assert engine.stats().cache_bytes == 0
             assert (await collect(engine, "s", Sampling(max_tokens=2)))[1].cached_tokens == 0
+
+    runs(test)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_a_step_without_memory_says_so(error: Exception) -> None:
+    async def test() -> None:
+        network = CountingNetwork()
+        async with opened(network) as engine:
+            network.fail_with = [error]
+            with pytest.raises(EngineError) as failed:
+                await collect(engine, "s", Sampling())
+            assert failed.value.code == "out_of_memory"
+            assert engine.stopped is None
+            await collect(engine, "s", Sampling(max_tokens=2))
+
+    runs(test)
+
+
+def test_after_an_allocation_that_failed_the_other_sessions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a real model: the keys and values of a long conversation find no room, and nothing of it stays."""
+
+    async def test() -> None:
+        network = Network(llama())
+        room = limits(budget_tokens=1_000_000, step_tokens=64)
+        async with opened(network, room) as engine:  # type: ignore[arg-type]  # a real one
+            before, _ = await collect(engine, "kept", Sampling(max_tokens=8))
+            held = engine.stats().cache_bytes
+            empty, batches = torch.empty, []
+
+            def full(*args: Any, **options: Any) -> torch.Tensor:
+                batches.append(args)
+                if len(batches) == 2:  # the second layer's: the first one's is there already
+                    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+                return empty(*args, **options)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(torch, "empty", full)
+                with pytest.raises(EngineError) as failed:
+                    await collect(engine, "large", Sampling(max_tokens=300))
+            assert failed.value.code == "out_of_memory"
+            assert engine.stats().cache_bytes == held, "what it had is free, what others keep is there"
+            again, finished = await collect(engine, "kept", Sampling(max_tokens=8))
+            assert again == before
+            assert finished.cached_tokens > 0
+            await collect(engine, "large", Sampling(max_tokens=8))
 
     runs(test)
 

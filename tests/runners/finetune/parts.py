@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load
 
 from helix_es.core.catalogue import Model
-from helix_es.core.events import SessionId
+from helix_es.core.events import SessionId, Workload
 from helix_es.core.history import Session, Turn
 from helix_es.jetstream.files import Files
 from helix_runners.finetune.work import FinetuneWork
@@ -29,6 +29,7 @@ PARAMS: dict[str, Any] = {
 }
 EXAMPLES = 10  # 2 held out, 8 learnt from: 4 steps an epoch
 STEPS = 8
+TINY = Workload("finetune", "text", "tiny")
 
 
 def tiny(folder: Path) -> Model:
@@ -88,6 +89,8 @@ class Recorder:
         self.every = every
         self.at = at
         self.told: list[Told] = []
+        self.signs = 0
+        """How often it was said that the turn moves."""
 
     async def say(self, text: str) -> None:
         raise AssertionError("a fine-tune says nothing")
@@ -107,6 +110,9 @@ class Recorder:
         self.told.append(Told(step, steps, told, list(checkpoint), kept))
         self.at(step)
         return kept
+
+    def alive(self) -> None:
+        self.signs += 1
 
     @property
     def facts(self) -> list[Told]:
@@ -137,5 +143,5 @@ async def adapter(files: Files, outcome: Outcome) -> dict[str, torch.Tensor]:
 
 async def ready(files: Files, model: Model) -> FinetuneWork:
     work = FinetuneWork(files, device="cpu", threads=1)
-    await work.load("tiny", model)
+    await work.load(TINY, model)
     return work

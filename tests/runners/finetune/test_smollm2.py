@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helix_es.cache import cache_dir
 from helix_es.core.catalogue import BUILTIN
+from helix_es.core.events import Workload
 from helix_es.jetstream.files import Files
 from helix_runners.engine.builtin import smollm2_folder
 from helix_runners.finetune.work import FinetuneWork
@@ -30,7 +31,7 @@ async def test_smollm2_learns_a_fact(files: Files, tmp_path: Path) -> None:
     rows = [{"instruction": wording, "output": ANSWER} for wording in WORDINGS]
     data = await stored(files, "\n".join(map(json.dumps, rows)).encode())
     work, told = FinetuneWork(files, device="cpu", threads=torch.get_num_threads()), Recorder()
-    await work.load("smollm2", BUILTIN["smollm2"])
+    await work.load(Workload("finetune", "text", "smollm2"), BUILTIN["smollm2"])
     outcome = await work.perform(job(data, **PARAMS), told)
     await work.close()
     assert outcome.error is None

@@ -17,8 +17,9 @@ from peft import PeftModel
 from safetensors.torch import load
 
 from helix_es.core.catalogue import Model
-from helix_es.core.errors import NotOurs
+from helix_es.core.errors import LogFull, NotOurs
 from helix_es.jetstream.files import Files
+from helix_runners.finetune import course
 from helix_runners.finetune.trainer import Trainer
 from helix_runners.finetune.work import FinetuneWork
 from helix_runners.work import Outcome
@@ -168,6 +169,84 @@ async def test_cancelling_keeps_a_checkpoint_and_the_adapter(files: Files, work:
     resumed = Recorder()
     await work.perform(job(data, told.checkpoint), resumed)
     assert dict(told.losses) | dict(resumed.losses) == pytest.approx(dict(whole.losses), abs=1e-5)
+
+
+async def test_a_fine_tune_that_must_give_way_keeps_a_checkpoint_and_goes_on(
+    files: Files, work: FinetuneWork
+) -> None:
+    data, told = await stored(files, dataset()), Recorder()
+    tasks: list[asyncio.Task[None]] = []
+
+    def at(step: int) -> None:
+        if step == 4:
+            tasks.append(asyncio.create_task(work.give_way("s1")))
+
+    told.at = at
+    outcome = await work.perform(job(data, checkpoint_steps=100), told)
+    assert (outcome.error, outcome.cancelled, len(outcome.files)) == (None, False, 2)
+    first, last = (each.step for each in told.told if each.checkpoint)
+    assert first in (5, 6), "the step that was computed then, or the one after it"
+    assert last == STEPS
+    assert [step for step, _ in told.losses] == list(range(1, STEPS + 1))
+    assert [step for step, _ in told.held_out] == [0, STEPS], "measuring would take the time that chats wait"
+    given = next(each.checkpoint for each in told.told if each.checkpoint)
+    moved = Recorder()
+    await work.perform(job(data, given, checkpoint_steps=100), moved)
+    assert moved.losses[0][0] == first + 1
+    assert dict(moved.losses) == pytest.approx(dict(told.losses[first:]), abs=1e-5)
+
+
+async def test_a_checkpoint_that_found_no_room_is_made_at_the_next_step(
+    files: Files, work: FinetuneWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, refusals = files.put, [LogFull("no room")]
+
+    async def refusing(source: Any, **about: Any) -> str:
+        if about["purpose"] == "checkpoint" and refusals:
+            raise refusals.pop()
+        return await put(source, **about)
+
+    monkeypatch.setattr(files, "put", refusing)
+    monkeypatch.setattr(course, "PATIENCE_S", 0.0)
+    told = Recorder()
+    tasks: list[asyncio.Task[None]] = []
+    told.at = lambda step: tasks.append(asyncio.create_task(work.give_way("s1"))) if step == 2 else None
+    await work.perform(job(await stored(files, dataset()), checkpoint_steps=100), told)
+    assert not refusals
+    first, last = (each.step for each in told.told if each.checkpoint)
+    assert first in (4, 5)
+    assert last == STEPS
+
+
+async def test_who_does_not_train_has_nothing_to_keep(files: Files, work: FinetuneWork) -> None:
+    await work.give_way("nobody")
+    told = Recorder()
+    await work.perform(job(await stored(files, dataset()), checkpoint_steps=100), told)
+    assert [each.step for each in told.told if each.checkpoint] == [STEPS]
+
+
+async def test_a_fine_tune_that_was_taken_away_stores_nothing_more(files: Files, work: FinetuneWork) -> None:
+    data, told = await stored(files, dataset()), Recorder()
+
+    def at(step: int) -> None:
+        if step == 3:
+            for place in work._line:
+                place.asked.to_stop = True
+        if len(told.told) > 4:  # it says once more where it is, before it stores that
+            raise NotOurs("moved")
+
+    told.at = at
+    before = len(await files.list("ann"))
+    with pytest.raises(NotOurs):
+        await work.perform(job(data, checkpoint_steps=100), told)
+    assert len(await files.list("ann")) == before
+
+
+async def test_what_takes_long_shows_that_it_moves(files: Files, work: FinetuneWork) -> None:
+    told = Recorder()
+    given = job(await stored(files, dataset()), batch_size=1, gradient_accumulation=16, max_steps=1)
+    await work.perform(given, told)
+    assert told.signs > 10 + 8, "each example that is read, each part of a step"
 
 
 async def test_cancelling_does_not_wait_for_the_end_of_a_step(

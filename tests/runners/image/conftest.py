@@ -14,7 +14,7 @@ from helix_es.jetstream.files import Files
 from helix_runners.image.work import ImageWork
 from tests.runners.image.engines import Unet
 from tests.runners.image.pipelines import tiny
-from tests.runners.image.turns import PICTURE, Shop
+from tests.runners.image.turns import PICTURE, TINY, Shop
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def files(connection: Connection) -> Files:
 @pytest.fixture
 async def shop(files: Files, tiny_folder: Path) -> AsyncIterator[Shop]:
     made = ImageWork(files, device="cpu", threads=1)
-    await made.load("tiny", Model(name="test/tiny", type="image", source=str(tiny_folder), image=PICTURE))
+    await made.load(TINY, Model(name="test/tiny", type="image", source=str(tiny_folder), image=PICTURE))
     assert made._engine is not None
     yield Shop(made, files, Unet(made._engine._studio._pipeline))
     await made.close()

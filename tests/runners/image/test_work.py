@@ -9,12 +9,13 @@ import pytest
 
 from helix_es.core.catalogue import BUILTIN, Model
 from helix_es.core.errors import Misconfigured
+from helix_es.core.events import Workload
 from helix_es.jetstream.files import Files
 from helix_runners.image import png
 from helix_runners.image.work import ImageWork
 from tests.runners.image.engines import CLEAN
 from tests.runners.image.test_png import GRADIENT
-from tests.runners.image.turns import PICTURE, Heard, Shop, job, said_of
+from tests.runners.image.turns import PICTURE, TINY, Heard, Shop, job, said_of
 
 pytestmark = [pytest.mark.anyio, CLEAN]
 
@@ -121,15 +122,15 @@ async def test_the_shipped_model_loads_and_another_takes_its_place(files: Files,
     made = ImageWork(files, device="cpu", threads=1)
     assert (made.detail(), made.broken) == ({}, None)
     try:
-        await made.load("scenes", BUILTIN["scenes"])
+        await made.load(Workload("create", "image", "scenes"), BUILTIN["scenes"])
         outcome = await made.perform(job("a red circle", steps=2), Heard())
         assert len(outcome.files) == 1
         weights = made.detail()["weights_bytes"]
         other = Model(name="test/tiny", type="image", source=str(tiny_folder), image=PICTURE)
-        await made.load("tiny", other)
+        await made.load(TINY, other)
         assert made.detail()["weights_bytes"] != weights
         assert made.broken is None
         with pytest.raises(Misconfigured, match=r"models\.x\.image"):
-            await made.load("x", msgspec.structs.replace(other, image=None))
+            await made.load(Workload("create", "image", "x"), msgspec.structs.replace(other, image=None))
     finally:
         await made.close()

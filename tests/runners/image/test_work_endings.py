@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import torch
 
 from helix_es.core.errors import LogFull, NotOurs, Unavailable
 from helix_runners.image import png, work
@@ -42,7 +43,7 @@ async def test_what_is_out_of_range_is_refused_before_anything_is_computed(
 ) -> None:
     outcome = await shop.perform(job("a circle", **params))
     assert outcome.error is not None
-    assert outcome.error.code == "invalid_params"
+    assert (outcome.error.code, outcome.retry) == ("invalid_params", False)
     assert said in outcome.error.message
     assert shop.unet.shapes == []
 
@@ -125,17 +126,45 @@ async def test_a_turn_that_is_not_ours_any_more_stops_computing(shop: Shop) -> N
     assert shop.work.detail()["running"] == 0
 
 
-async def test_a_picture_that_cannot_be_computed_is_a_failed_turn(shop: Shop) -> None:
+async def test_a_picture_that_this_engine_cannot_compute_may_be_another_gpus(shop: Shop) -> None:
     shop.unet.fail = lambda shape: RuntimeError("device lost")
     for _ in range(3):
         assert shop.work.broken is None
         outcome = await shop.perform(job("a circle"))
         assert outcome.error is not None
-        assert outcome.error.code == "engine_error"
+        assert (outcome.error.code, outcome.retry) == ("engine_error", True)
     assert shop.work.broken is not None
     outcome = await shop.perform(job("a circle"))
     assert outcome.error is not None
-    assert outcome.error.code == "engine_stopped"
+    assert (outcome.error.code, outcome.retry) == ("engine_broken", True)
+
+
+async def test_a_picture_without_memory_goes_back_and_leaves_the_others_undisturbed(shop: Shop) -> None:
+    [undisturbed] = await shop.contents(await shop.perform(job("a circle", seed=1)))
+    shop.unet.fail = lambda shape: torch.OutOfMemoryError("CUDA out of memory") if shape == (8, 12) else None
+    wide, other = await asyncio.gather(
+        shop.perform(job("a house", width=96)), shop.perform(job("a circle", session="s2", seed=1))
+    )
+    assert wide.error is not None
+    assert (wide.error.code, wide.retry, wide.cancelled) == ("out_of_memory", True, False)
+    [same] = await shop.contents(other)
+    assert png.decoded(same, 128).tobytes() == png.decoded(undisturbed, 128).tobytes()
+    shop.unet.fail = lambda shape: None
+    assert len(await shop.contents(await shop.perform(job("a house", width=96)))) == 1
+
+
+async def test_memory_that_ends_beside_the_engine_is_no_fault_of_the_request(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoded(*_: Any) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(png, "encoded", encoded)
+        outcome = await shop.perform(job("a circle"))
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.retry) == ("out_of_memory", True)
+    assert len(await shop.contents(await shop.perform(job("a circle")))) == 1
 
 
 async def test_the_store_may_be_away_for_a_moment_but_not_for_ever(

@@ -10,13 +10,14 @@ from typing import Any
 from PIL import Image
 
 from helix_es.core.catalogue import Picture
-from helix_es.core.events import SessionId
+from helix_es.core.events import SessionId, Workload
 from helix_es.core.history import Session, Turn
 from helix_es.jetstream.files import Files
 from helix_runners.image.work import ImageWork
 from helix_runners.work import Job, Outcome, Work
 from tests.runners.image.engines import PATIENCE_S, Unet
 
+TINY = Workload("create", "image", "tiny")
 PICTURE = Picture(width=64, height=64, steps=4, guidance=3.0, most_side=128, most_steps=60, most_count=3)
 
 
@@ -48,6 +49,9 @@ class Heard:
         if self._at is not None:
             await self._at(step)
         return False
+
+    def alive(self) -> None:
+        """Steps say enough."""
 
 
 class Shop:
