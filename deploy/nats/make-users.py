@@ -119,6 +119,7 @@ def scheduler() -> Permissions:
         "beat.scheduler",
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "INFO") for stream in STREAMS),
+        "$JS.API.STREAM.LEADER.STEPDOWN.TASKS",  # a source that stands still after the loss of a node
         "$JS.API.STREAM.PURGE.TASKS",  # tasks for a GPU that is gone
         "$JS.API.STREAM.PURGE.OBJ_files",  # a snapshot takes the place of the one before
         "$JS.API.CONSUMER.CREATE.TASKS.>",

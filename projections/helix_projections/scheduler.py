@@ -24,6 +24,7 @@ from helix_es.settings_file import SettingsFile
 from helix_projections.checkpoints import Checkpoints
 from helix_projections.leadership import Leadership
 from helix_projections.liveness import Liveness
+from helix_projections.routing import Routing
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,7 @@ class Scheduler:
         files = Files(connection, new_id=lambda: "none")  # it only removes
         self._checkpoints = Checkpoints(self._log, files, lambda: self.leadership.active)
         lost_after_ms = int(3 * settings.now.sessions.heartbeat_s * 1000)  # three missed heartbeats
+        self._routing = Routing(connection, replicas=replicas, acts=lambda: self.leadership.active)
         self._stuck: dict[str, tuple[str, int]] = {}
         self.liveness = Liveness(lost_after_ms=lost_after_ms, most_gap_ms=int(2 * BEAT_S * 1000))
 
@@ -69,6 +71,7 @@ class Scheduler:
                 group.create_task(self._decide())
                 group.create_task(self._reprovision())
                 group.create_task(self._settings.watch())
+                group.create_task(self._routing.run())
                 group.create_task(self._checkpoints.run())
         finally:
             await self._snapshot()
