@@ -1,4 +1,4 @@
-"""Whether the broker still makes tasks of facts: after the loss of a node its source may pause for 45 s, and is woken."""
+"""Whether the broker still makes tasks of facts: after the loss of a node its source may pause for 45 s."""
 
 from __future__ import annotations
 

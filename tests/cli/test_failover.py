@@ -104,10 +104,10 @@ async def test_a_failover_is_read_from_real_beats(connection: Connection) -> Non
     seen = await failover.watch(connection, now)
     assert seen.schedulers == ["a", "b", "c"]
     assert [(change.was, change.now) for change in seen.changes] == [("a", "b")]
-    acting = await failover.acting(connection, now - 60_000)
+    acting = await failover.acting(connection, now - 60_000, now)
     assert acting is not None
     assert acting.scheduler == "b"
-    assert await failover.acting(connection, now + 60_000) is None
+    assert await failover.acting(connection, now + 60_000, now) is None
 
 
 async def test_an_older_failover_is_found_by_sampling(

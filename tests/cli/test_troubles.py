@@ -12,6 +12,7 @@ from helix_es.cli.checks import Check
 from helix_es.cli.lately import Recent, heartbeats, recent
 from helix_es.cli.troubles import Loss
 from helix_es.core import events as e
+from helix_es.core.codec import encode
 from helix_es.core.subjects import subject_of
 from helix_es.jetstream.beats import Beats
 from helix_es.jetstream.client import Connection
@@ -141,7 +142,7 @@ def test_a_node_that_came_back_says_so() -> None:
 def test_of_many_losses_the_newest_are_named_and_the_rest_counted() -> None:
     found = troubles.judge_lost([loss(f"n{n}-0", n * 10_000) for n in range(8)], {}, more=7)
     assert found.found.startswith("8 GPUs lost in the last hour: n7-0 ")
-    assert found.found.endswith(" and 3 more; 7 newer ones were not read")
+    assert found.found.endswith(" and 3 more; 7 older ones were not read")
 
 
 @pytest.mark.parametrize(
@@ -309,13 +310,33 @@ async def test_more_gpus_than_the_server_gives_the_last_of_are_still_seen(connec
 
 async def test_a_read_is_bounded_and_says_what_is_left(connection: Connection) -> None:
     for number in range(1300):
-        await connection.publish(
-            f"gpu.g-{number}.lost",
-            b'{"event":"gpu.lost","gpu":"g-%d",' % number + (b'"incarnation":"i","silent_ms":1}'),
-        )
+        fact = lost(f"g-{number}")
+        await connection.publish(subject_of(fact), encode(fact))
     async with asyncio.timeout(10):
         while (await connection.api("STREAM.INFO.LOG"))["state"]["messages"] < 1300:
             pass
-    found = await recent(connection, "LOG", "gpu.*.lost", 1, 700)
-    assert len(found.records) == 1000, "whole batches"
-    assert found.more == 300
+    now = await now_ms(connection)
+    found = await recent(connection, "LOG", "gpu.*.lost", 1, now, 700)
+    assert 700 <= len(found.records) <= 1200, "whole batches"
+    assert found.more == 1300 - len(found.records)
+    assert found.records == sorted(found.records, key=lambda record: record.seq)
+    whole = await recent(connection, "LOG", "gpu.*.lost", 1, now)
+    assert (len(whole.records), whole.more) == (1300, 0)
+
+
+async def test_of_too_many_facts_the_newest_are_read(connection: Connection) -> None:
+    async def say(*names: str) -> None:
+        before = (await connection.api("STREAM.INFO.LOG"))["state"]["messages"]
+        for name in names:
+            await connection.publish(subject_of(lost(name)), encode(lost(name)))
+        async with asyncio.timeout(10):
+            while (await connection.api("STREAM.INFO.LOG"))["state"]["messages"] < before + len(names):
+                pass
+
+    await say(*(f"old-{number}" for number in range(1500)))
+    start = await now_ms(connection)
+    await say("new-0")
+    # as if what is old was an hour old: the first window that is not too wide begins after it
+    found = await recent(connection, "LOG", "gpu.*.lost", start - 3_600_000, start + 3_600_000, 600)
+    assert found.records[-1].subject == "gpu.new-0.lost"
+    assert found.more == 1501 - len(found.records)

@@ -52,7 +52,7 @@ class Services:
         """Return the last heartbeat of each GPU, at most half a second old."""
         now = asyncio.get_running_loop().time()
         if now - self._latest_at > BEATS_EVERY_S:
-            self._latest, self._latest_at = await self.beats.latest(), now
+            self._latest, self._latest_at = await self.beats.latest(list(self.replica.state.gpus)), now
         return self._latest
 
 

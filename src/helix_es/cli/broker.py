@@ -139,12 +139,12 @@ async def _asked(connection: Connection, infos: Infos, denied: Sequence[str]) ->
         ("turns", (facts,), lambda: troubles.turns(connection, now_ms)),
     ]
     for what, needs, check in checks:
-        missing = [stream for stream, _ in needs if stream not in infos]
-        if missing or any(read in denied for _, read in needs):
-            why = f"without stream {', '.join(missing)}" if missing else "with these permissions"
-            yield (fails if what == "scheduler" and missing else warn)(
-                what, f"cannot be seen {why}", "see above"
-            )
+        if any(read in denied for stream, direct in needs for read in (direct, f"STREAM.INFO.{stream}")):
+            yield warn(what, "cannot be seen with these permissions", "see above")
+            continue
+        if missing := [stream for stream, _ in needs if stream not in infos]:
+            told = fails if what == "scheduler" else warn
+            yield told(what, f"cannot be seen without stream {', '.join(missing)}", "see above")
             continue
         try:
             for found in await check():
@@ -224,7 +224,7 @@ async def _failover(connection: Connection, now_ms: int, replicas: int) -> list[
 
 async def _scheduler(connection: Connection, now_ms: int) -> list[Check]:
     """Look for a beat of an active one that was stored just now; if there is none, listen a while."""
-    acting = await failover.acting(connection, now_ms - int(ACTIVE_S * 1000))
+    acting = await failover.acting(connection, now_ms - int(ACTIVE_S * 1000), now_ms)
     if acting is not None:
         return [ok("scheduler", f"{acting.scheduler} acts, folded to {acting.seq}")]
     stored = (await last(connection, "BEATS", [SCHEDULER_BEAT])).get(SCHEDULER_BEAT)

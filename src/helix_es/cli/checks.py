@@ -174,7 +174,7 @@ def _gpus(asked: Api, _now: datetime) -> Check:
     said += f"; {others}" if others else ""
     coming = states["joining"] + states["loading"]
     if not found:
-        pools = [row["pool"] for row in _rows(asked, "/api/v1/fleet") or [] if row.get("max", 0) > 0]
+        pools = [row["pool"] for row in _rows(asked, "/api/v1/fleet") or [] if row.get("max")]
         if pools:
             return ok("gpus", f"no GPU is there; pool {', '.join(pools)} grows when somebody waits")
         return fails("gpus", "no GPU is there", "start a runner: 'helix runner text'")
@@ -213,7 +213,7 @@ def _pools(asked: Api, now: datetime) -> Check:
         waited_s = _since(row.get("resized_at"), now)
         if missing > 0 and (waited_s is None or waited_s > GROWN_S):
             late.append(row["pool"])
-            why = f"; wanted because {row['reason']}" if row.get("reason") else ""
+            why = f" ({row['reason']})" if row.get("reason") else ""
             told += f" for {waited_s / 60:.0f} min{why}" if waited_s is not None else ""
         said.append(told)
     found = ", ".join(said) or "none"

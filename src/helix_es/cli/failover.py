@@ -77,9 +77,9 @@ async def _beats(connection: Connection, start_ms: int, most: int) -> list[Beat]
     return found
 
 
-async def acting(connection: Connection, start_ms: int) -> SchedulerBeat | None:
+async def acting(connection: Connection, start_ms: int, now_ms: int) -> SchedulerBeat | None:
     """Return the newest active beat since then, None if there is none. Raises Unavailable."""
-    found = await recent(connection, "BEATS", SCHEDULER_BEAT, start_ms)
+    found = await recent(connection, "BEATS", SCHEDULER_BEAT, start_ms, now_ms)
     beats = [each.event for each in found.records if isinstance(each.event, SchedulerBeat)]
     return next((beat for beat in reversed(beats) if beat.active), None)
 

@@ -19,6 +19,7 @@ BATCH = 500
 MOST = 2_000  # facts of one kind that are looked at; of the rest only the number is told
 MANY = 10_000  # heartbeats: a few seconds of a few thousand GPUs
 TOGETHER = 400  # subjects in one request; the server answers at most 1,024
+LEAST_MS = 1_000  # the narrowest window that is tried
 BEATEN_MS = 3_000  # three heartbeats
 
 
@@ -27,22 +28,33 @@ class Recent(msgspec.Struct, frozen=True):
 
     records: list[Recorded]
     more: int = 0
-    """How many newer ones there are that were not read."""
+    """How many there are beside these: the older ones, if there were too many."""
 
 
 async def recent(
-    connection: Connection, stream: str, subject_filter: str, since_ms: int, most: int = MOST
+    connection: Connection, stream: str, subject_filter: str, since_ms: int, now_ms: int, most: int = MOST
 ) -> Recent:
-    """Return what is stored under `subject_filter` since then. Raises Unavailable."""
+    """Return what is stored under `subject_filter` since then, the newest if it is more than `most`.
+
+    `now_ms` is the server's time. Raises Unavailable.
+    """
     records: list[Recorded] = []
-    take = into(records.append)
-    start: dict[str, str | int] = {"start_time": rfc3339(since_ms)}
-    while True:
+
+    async def ask(start: dict[str, str | int]) -> int:
         before = len(records)
-        more = await get(connection, stream, {**start, "next_by_subj": subject_filter, "batch": BATCH}, take)
-        if not more or len(records) == before or len(records) >= most:
-            return Recent(records, more)
-        start = {"seq": records[-1].seq + 1}
+        body = {**start, "next_by_subj": subject_filter, "batch": BATCH}
+        left = await get(connection, stream, body, into(records.append))
+        return left if len(records) > before else 0
+
+    left = await ask({"start_time": rfc3339(since_ms)})
+    total = len(records) + left
+    while left > most and now_ms - since_ms > LEAST_MS:
+        since_ms = (since_ms + now_ms) // 2
+        records.clear()
+        left = await ask({"start_time": rfc3339(since_ms)})
+    while left and len(records) < most:
+        left = await ask({"seq": records[-1].seq + 1})
+    return Recent(records, max(0, total - len(records)))
 
 
 async def last(connection: Connection, stream: str, subjects: Sequence[str]) -> dict[str, Recorded]:
@@ -66,7 +78,7 @@ async def heartbeats(connection: Connection, hand_ms: int) -> dict[str, Recorded
     try:
         return await Beats(connection).latest()
     except Unavailable:
-        beaten = await recent(connection, "BEATS", "gpu.*.heartbeat", hand_ms - BEATEN_MS, MANY)
+        beaten = await recent(connection, "BEATS", "gpu.*.heartbeat", hand_ms - BEATEN_MS, hand_ms, MANY)
     return {each.event.gpu: each for each in beaten.records if isinstance(each.event, GpuHeartbeat)}
 
 
@@ -86,4 +98,4 @@ def into(note: Callable[[Recorded], None]) -> Message:
 
 def rfc3339(ms: int) -> str:
     """Return Unix ms as the server takes an instant."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(max(0, ms) / 1000, UTC).isoformat(timespec="milliseconds")

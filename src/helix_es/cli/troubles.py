@@ -44,7 +44,7 @@ Beaten = Mapping[str, e.Recorded]
 
 async def gpus(connection: Connection, now_ms: int, hand_ms: int) -> list[Check]:
     """Return the findings about GPUs; `hand_ms` is when the newest beat was stored. Raises Unavailable."""
-    lost = await recent(connection, "LOG", "gpu.*.lost", now_ms - HOUR_MS)
+    lost = await recent(connection, "LOG", "gpu.*.lost", now_ms - HOUR_MS, now_ms)
     beaten = await heartbeats(connection, hand_ms)
     quiet = sorted(gpu for gpu, record in beaten.items() if hand_ms - record.at_ms > SILENT_MS)
     names = sorted({each.event.gpu for each in lost.records if isinstance(each.event, e.GpuLost)})
@@ -169,12 +169,12 @@ def judge_silent(quiet: Beaten, facts: Mapping[str, e.Recorded], hand_ms: int) -
 async def turns(connection: Connection, now_ms: int) -> list[Check]:
     """Return the findings about turns that were given back or given up. Raises Unavailable."""
     since_ms = now_ms - HOUR_MS
-    returned = await recent(connection, "LOG", "session.*.turn.returned.*", since_ms)
-    failed = await recent(connection, "LOG", "session.*.turn.failed.none", since_ms)
+    returned = await recent(connection, "LOG", "session.*.turn.returned.*", since_ms, now_ms)
+    failed = await recent(connection, "LOG", "session.*.turn.failed.none", since_ms, now_ms)
     strained = list(dict.fromkeys(event.gpu for _, event in _returned(returned) if _is_memory(event)))
     assigned: list[e.Recorded] = []
     for gpu in strained[-STRAINED:]:
-        assigned += (await recent(connection, "LOG", f"gpu.{gpu}.assigned", since_ms)).records
+        assigned += (await recent(connection, "LOG", f"gpu.{gpu}.assigned", since_ms, now_ms)).records
     return [
         judge_memory(returned, assigned),
         judge_returned(returned),
@@ -278,7 +278,7 @@ def _some(said: Sequence[str]) -> str:
 
 
 def _unread(more: int) -> str:
-    return f"; {more} newer ones were not read" if more else ""
+    return f"; {more} older ones were not read" if more else ""
 
 
 def _short(text: str) -> str:

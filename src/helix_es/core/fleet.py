@@ -15,6 +15,9 @@ Index = dict[e.Workload, dict[Make, dict[str, None]]]
 """GPUs by what they serve and what they are, each in the order in which it came to be so."""
 
 
+GpuFact = e.GpuAssigned | e.GpuReady | e.GpuLeft | e.GpuLost
+
+
 class Pool(msgspec.Struct, kw_only=True):
     """GPUs that come and go together."""
 
@@ -68,6 +71,91 @@ class Fleet:
         """Those of them that serve chats, or have not yet stopped to."""
         self.returning = 0
         """Those of these that drain for batch work."""
+
+    # -- the fold: what facts about GPUs and pools change
+
+    def joined(self, record: e.Recorded, event: e.GpuJoined) -> None:
+        """A runner brought a GPU that is not there (any more)."""
+        self.fence(event.gpu, record.seq)
+        self.join(
+            Gpu(
+                gpu=event.gpu,
+                incarnation=event.incarnation,
+                kind=event.kind,
+                memory_total_bytes=event.memory_total_bytes,
+                workloads=list(event.workloads),
+                offered=dict(event.slots),
+                pool=event.pool,
+                last_seq=record.seq,
+                joined_ms=record.at_ms,
+                vacant_ms=record.at_ms,
+                silence_ms=event.silence_ms,
+            )
+        )
+
+    def fence(self, name: str, seq: int) -> None:
+        """Something was stored about a GPU."""
+        self.fences[name] = seq
+        if name in self.gpus:
+            self.gpus[name].last_seq = seq
+
+    def live(self, record: e.Recorded, event: GpuFact) -> Gpu | None:
+        """Return the GPU that `event` is about, or None if it speaks of an earlier incarnation."""
+        self.fence(event.gpu, record.seq)
+        gpu = self.gpus.get(event.gpu)
+        return gpu if gpu is not None and gpu.incarnation == event.incarnation else None
+
+    def assigned(self, record: e.Recorded, event: e.GpuAssigned) -> None:
+        """The scheduler said what it is for; it holds when its runner has answered."""
+        gpu = self.live(record, event)
+        if gpu is None:
+            return
+        changes: dict[str, object] = {
+            "purpose": event.purpose,
+            "slots": event.slots,
+            "settled": False,
+            "next": event.next,
+            "leaving": event.leaving,
+            "assigned_seq": record.seq,
+        }
+        if (gpu.model, gpu.type, gpu.purpose) != (event.model, event.type, event.purpose):
+            changes |= {"state": "assigned", "model": event.model, "type": event.type}
+            changes["assigned_ms"] = record.at_ms
+        elif gpu.slots == 0:
+            changes["vacant_ms"] = record.at_ms
+        if event.slots == 0 and not gpu.draining:
+            changes["drained_ms"] = record.at_ms
+        self.change(gpu, changes)
+
+    def ready(self, record: e.Recorded, event: e.GpuReady) -> None:
+        """Its runner answered an assignment; one that is not the last answers nothing."""
+        gpu = self.live(record, event)
+        if gpu is None or gpu.state == "joined" or gpu.model != event.model:
+            return
+        if event.assigned_seq not in (0, gpu.assigned_seq):
+            return
+        changes: dict[str, object] = {"settled": True}
+        if gpu.state == "assigned":
+            changes |= {"state": "ready", "load_ms": event.load_ms, "vacant_ms": record.at_ms}
+            if event.load_ms:
+                self.load_ms[event.model] = event.load_ms
+        self.change(gpu, changes)
+
+    def strain(self, name: str, incarnation: str, workload: e.Workload, held: int) -> None:
+        """Memory ran out on a GPU that held so many sessions: one fewer fits."""
+        gpu = self.gpus.get(name)
+        if gpu is None or gpu.incarnation != incarnation:
+            return
+        most = max(1, max(held, len(gpu.sessions)) - 1)
+        self.change(gpu, {"strained": {**gpu.strained, f"{workload.mode}/{workload.model}": most}})
+
+    def resized(self, record: e.Recorded, event: e.FleetResized) -> None:
+        """A pool should have another size."""
+        pool = self.pool(event.pool)
+        pool.size, pool.last_seq, pool.resized_ms = event.size, record.seq, record.at_ms
+        pool.reason = event.reason
+
+    # -- GPUs come, change and go
 
     def join(self, gpu: Gpu) -> None:
         """Take in a GPU that is not there."""

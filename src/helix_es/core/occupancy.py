@@ -125,14 +125,9 @@ class Occupancy:
         if root == "session" and name in self.seats:
             self.seats[name].last_seq = record.seq
         elif root == "gpu":
-            self._gpu_fence(name, record.seq)
+            self.fleet.fence(name, record.seq)
         elif root == "fleet" and name != "policy":
             self.fleet.pool(name).last_seq = record.seq
-
-    def _gpu_fence(self, gpu: str, seq: int) -> None:
-        self.fences[gpu] = seq
-        if gpu in self.gpus:
-            self.gpus[gpu].last_seq = seq
 
     # -- sessions ------------------------------------------------------------------------------------------
 
@@ -269,12 +264,8 @@ class Occupancy:
         seat, _ = step
         seat.strikes.append(f"{event.gpu}: {event.error.code}: {event.error.message[:ERROR_CHARS]}")
         self.orphans.setdefault(seat.session, "returned")
-        gpu = self.gpus.get(event.gpu)
-        if event.error.code == OUT_OF_MEMORY and gpu is not None and gpu.incarnation == seat.incarnation:
-            work = seat.workload
-            most = max(1, max(event.held, len(gpu.sessions)) - 1)
-            strained = {**gpu.strained, f"{work.mode}/{work.model}": most}
-            self.fleet.change(gpu, {"strained": strained})
+        if event.error.code == OUT_OF_MEMORY:
+            self.fleet.strain(event.gpu, seat.incarnation, seat.workload, event.held)
 
     def _ended(self, record: e.Recorded, event: e.TurnCompleted | e.TurnFailed | e.TurnCancelled) -> None:
         if (step := self._step(record, event, event.turn)) is None:
@@ -358,69 +349,14 @@ class Occupancy:
 
     def _joined(self, record: e.Recorded, event: e.GpuJoined) -> None:
         self._drop_gpu(event.gpu, "restarted")
-        self._gpu_fence(event.gpu, record.seq)
-        self.fleet.join(
-            Gpu(
-                gpu=event.gpu,
-                incarnation=event.incarnation,
-                kind=event.kind,
-                memory_total_bytes=event.memory_total_bytes,
-                workloads=list(event.workloads),
-                offered=dict(event.slots),
-                pool=event.pool,
-                last_seq=record.seq,
-                joined_ms=record.at_ms,
-                vacant_ms=record.at_ms,
-                silence_ms=event.silence_ms,
-            )
-        )
-
-    def _live(self, record: e.Recorded, event: Any) -> Gpu | None:
-        """Return the GPU that `event` is about, or None if it speaks of an earlier incarnation."""
-        self._gpu_fence(event.gpu, record.seq)
-        gpu = self.gpus.get(event.gpu)
-        return gpu if gpu is not None and gpu.incarnation == event.incarnation else None
-
-    def _assigned(self, record: e.Recorded, event: e.GpuAssigned) -> None:
-        gpu = self._live(record, event)
-        if gpu is None:
-            return
-        changes: dict[str, object] = {
-            "purpose": event.purpose,
-            "slots": event.slots,
-            "settled": False,
-            "next": event.next,
-            "leaving": event.leaving,
-            "assigned_seq": record.seq,
-        }
-        if (gpu.model, gpu.type, gpu.purpose) != (event.model, event.type, event.purpose):
-            changes |= {"state": "assigned", "model": event.model, "type": event.type}
-            changes["assigned_ms"] = record.at_ms
-        elif gpu.slots == 0:
-            changes["vacant_ms"] = record.at_ms
-        if event.slots == 0 and not gpu.draining:
-            changes["drained_ms"] = record.at_ms
-        self.fleet.change(gpu, changes)
-
-    def _ready(self, record: e.Recorded, event: e.GpuReady) -> None:
-        gpu = self._live(record, event)
-        if gpu is None or gpu.state == "joined" or gpu.model != event.model:
-            return
-        if event.assigned_seq not in (0, gpu.assigned_seq):
-            return
-        changes: dict[str, object] = {"settled": True}
-        if gpu.state == "assigned":
-            changes |= {"state": "ready", "load_ms": event.load_ms, "vacant_ms": record.at_ms}
-            if event.load_ms:
-                self.fleet.load_ms[event.model] = event.load_ms
-        self.fleet.change(gpu, changes)
+        self.fleet.joined(record, event)
 
     def _left(self, record: e.Recorded, event: e.GpuLeft) -> None:
-        if self._live(record, event) is not None:
+        if self.fleet.live(record, event) is not None:
             self._drop_gpu(event.gpu, "drained")
 
     def _lost(self, record: e.Recorded, event: e.GpuLost) -> None:
-        if self._live(record, event) is not None:
+        if self.fleet.live(record, event) is not None:
             self._drop_gpu(event.gpu, "lost")
 
     def _drop_gpu(self, gpu_id: e.GpuId, reason: e.ReleaseReason) -> None:
@@ -431,11 +367,6 @@ class Occupancy:
             seat = self.seats[session]
             self.door.capacity(seat.workload).bound -= 1
             self._strand(seat, reason)
-
-    def _resized(self, record: e.Recorded, event: e.FleetResized) -> None:
-        pool = self.fleet.pool(event.pool)
-        pool.size, pool.last_seq, pool.resized_ms = event.size, record.seq, record.at_ms
-        pool.reason = event.reason
 
     def _policy(self, record: e.Recorded, event: e.PolicySet) -> None:
         before = self.policy.slots_per_owner
@@ -462,10 +393,10 @@ _HANDLERS: dict[type[e.Event], Callable[[Occupancy, e.Recorded, Any], None]] = {
     e.SessionReleased: Occupancy._released,
     e.SessionClosed: Occupancy._closed,
     e.GpuJoined: Occupancy._joined,
-    e.GpuAssigned: Occupancy._assigned,
-    e.GpuReady: Occupancy._ready,
+    e.GpuAssigned: lambda state, record, event: state.fleet.assigned(record, event),
+    e.GpuReady: lambda state, record, event: state.fleet.ready(record, event),
     e.GpuLeft: Occupancy._left,
     e.GpuLost: Occupancy._lost,
-    e.FleetResized: Occupancy._resized,
+    e.FleetResized: lambda state, record, event: state.fleet.resized(record, event),
     e.PolicySet: Occupancy._policy,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from helix_es.core.codec import decode, encode, type_of
 from helix_es.core.errors import Unreadable
@@ -13,6 +13,8 @@ from helix_es.jetstream.direct import get
 from helix_es.jetstream.follow import follow
 from helix_es.jetstream.headers import stamp_ms
 from helix_es.log import Batch
+
+TOGETHER = 400  # heartbeats of one read; 1,024 are the server's limit
 
 
 class Beats:
@@ -36,8 +38,11 @@ class Beats:
         """Yield every beat after `after_seq`, in order, for ever."""
         return follow(self._connection, "BEATS", after_seq)
 
-    async def latest(self) -> dict[str, Recorded]:
-        """Return the last heartbeat of each GPU, by GPU: one request, however many there are."""
+    async def latest(self, gpus: Sequence[str] = ()) -> dict[str, Recorded]:
+        """Return the last heartbeat of each of `gpus`, by GPU; of all there are, if none is named.
+
+        Raises Unavailable for more than 1,024 that are not named: the server looks at no more subjects at once.
+        """
         found: dict[str, Recorded] = {}
 
         def take(headers: dict[str, str], data: bytes) -> None:
@@ -50,5 +55,8 @@ class Beats:
             if isinstance(event, GpuHeartbeat):
                 found[event.gpu] = Recorded(seq, at_ms, subject, event)
 
-        await get(self._connection, "BEATS", {"multi_last": ["gpu.*.heartbeat"], "batch": 1000}, take)
+        subjects = [f"gpu.{gpu}.heartbeat" for gpu in gpus] or ["gpu.*.heartbeat"]
+        for start in range(0, len(subjects), TOGETHER):
+            some = subjects[start : start + TOGETHER]
+            await get(self._connection, "BEATS", {"multi_last": some, "batch": 1024}, take)
         return found
