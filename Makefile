@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: up demo test check bench bench-peers clean setup
+.PHONY: up demo test check bench bench-peers chaos clean setup
 
 setup: $(STAMP)
 
@@ -43,6 +43,12 @@ bench-peers: setup
 	  .venv-peers/bin/python -m pip install -q -c tests/bench/peers/requirements.txt "$$peer" || true; \
 	done > .venv-peers/install.log 2>&1
 	$(BIN)/python -m tests.bench.peers
+
+# Five minutes; its log and report are left in var/chaos/$(SEED). The same seed strikes the same processes again.
+SEED ?= 1
+TURNS ?= 2000
+chaos: setup
+	$(BIN)/python -m tests.chaos --seed $(SEED) --turns $(TURNS)
 
 clean:
 	rm -rf $(VENV) .venv-peers var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -11,7 +11,7 @@ from helix_es import telemetry
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
 from helix_es.core.decision import Decision
-from helix_es.core.errors import Conflict, HelixError
+from helix_es.core.errors import Conflict, HelixError, Unavailable
 from helix_es.core.placement import decide
 from helix_es.jetstream.beats import Beats
 from helix_es.jetstream.client import Connection
@@ -58,7 +58,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule until cancelled; then save a snapshot."""
-        await provision(self._connection, replicas=self._replicas)
+        await self._provision()
         self.replica.listen(self._hear)
         try:
             async with asyncio.TaskGroup() as group:
@@ -236,9 +236,19 @@ class Scheduler:
         while True:
             await self._connection.reconnected.wait()
             try:
-                await provision(self._connection, replicas=self._replicas)
+                await self._provision()
             except HelixError as error:
                 log.warning("provision_failed", error=str(error))
+                await asyncio.sleep(1)
+
+    async def _provision(self) -> None:
+        """Make the streams that are missing, however long the broker elects."""
+        while True:
+            try:
+                await provision(self._connection, replicas=self._replicas)
+                return
+            except Unavailable as error:
+                log.warning("streams_not_reached", error=str(error))
                 await asyncio.sleep(1)
 
     async def _snapshot(self) -> None:

@@ -20,6 +20,7 @@ from helix_es.jetstream.client import Connection
 from helix_es.jetstream.files import Files
 from helix_es.settings import Settings
 from helix_runners import devices
+from helix_runners.engine.quantisation import refusal
 from helix_runners.loop import Offer, Runner
 from helix_runners.work import Work
 
@@ -89,17 +90,18 @@ def text_work(threads: int | None) -> MakeWork:
     """Return how to make the work of a text runner."""
 
     def make(device: devices.Device, files: Files) -> Work:
+        # Here, before it joins: these take seconds, and what is imported holds up heartbeats.
         from helix_runners.adapters import AdapterFolders
+        from helix_runners.engine.open import EngineSettings, open_engine
         from helix_runners.text import TextWork
 
         def open_model(model: Model) -> Any:
-            from helix_runners.engine.open import EngineSettings, open_engine  # torch takes seconds to import
-
             return open_engine(
                 EngineSettings(
                     source=model.source,
                     device=device.torch_name,
                     dtype=model.dtype,
+                    quantisation=model.quantisation,
                     context_tokens=model.context_tokens,
                     threads=threads,
                 )
@@ -138,6 +140,9 @@ def any_work(threads: int | None) -> MakeWork:
     def make(device: devices.Device, files: Files) -> Work:
         import torch
 
+        import helix_runners.engine.open
+        import helix_runners.finetune.work
+        import helix_runners.image.work  # noqa: F401  # all now: see text_work
         from helix_runners.several import SeveralWorks
 
         # Taken now: a small model of images sets it to one for the whole process, also for what comes after.
@@ -215,6 +220,9 @@ def _slots(settings: Settings, options: RunnerOptions, device: devices.Device, w
         raise Misconfigured(f"--model {slug}: makes {model.type}, not {workload.type}")
     if not options.fits:
         return options.slots or 1
+    refused = refusal(model.quantisation, device.torch_name) if workload.mode == "create" else None
+    if refused is not None:
+        raise Misconfigured(f"models.{slug}.quantisation: {refused}")
     fitting = derived_slots(model, device.memory_total_bytes, device.kind)
     configured = settings.coefficients.get(f"{device.kind}/{slug}")
     if not (options.slots or fitting if configured is None else configured):

@@ -34,6 +34,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """cpu or cuda:<number>."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    quantisation: str | None = None
+    """Of the weights: nf4, on a GPU also int8; None: as the source has them."""
     context_tokens: int | None = None
     """Lowers the model's own limit."""
     kv_budget_bytes: int | None = None
@@ -65,6 +67,7 @@ def _load(settings: EngineSettings) -> Parts:
         settings.source,
         device=settings.device,
         dtype=settings.dtype,
+        quantisation=settings.quantisation,
         cache_dir=settings.cache_dir or cache_dir(),
     )
     prompt = ChatPrompt(loaded.tokenizer)
@@ -95,7 +98,7 @@ def derived_kv_bytes(device: torch.device, weights_bytes: int) -> int:
     if spare <= 0:
         raise Misconfigured(
             f"source: weights of {weights_bytes} bytes leave no room for conversations on {device}, which has "
-            f"{total}; use a smaller model or one quantized to 4 bits"
+            f'{total}; use a smaller model, or quantisation = "nf4"'
         )
     return spare
 

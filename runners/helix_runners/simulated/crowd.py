@@ -61,7 +61,7 @@ class Crowd:
         """Serve. `drain_s`: how long running turns may go on after `stop`."""
         for gpu in self.gpus.values():
             await self._pulls.open(gpu)
-        after_seq = await self._tools.log.last_seq()
+        after_seq = await self._tools.patiently(self._tools.log.last_seq)
         async with asyncio.TaskGroup() as group:
             self._group = group
             services = [

@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 MIN_VERSION = (2, 12)  # prioritized consumers and batched direct get with a wildcard fence
 REQUEST_TIMEOUT_S = 5.0
+API_TRIES, API_TRY_S = 3, 1.5  # an answer takes milliseconds, but for the first ones of a server that starts
 NO_RESPONDERS = b"NATS/1.0 503"
 
 Sink = Callable[[str, str, bytes, bytes], None]
@@ -101,8 +102,18 @@ class Connection:
             await sub.unsubscribe()
 
     async def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Call the JetStream API and return its answer. Raises Unavailable, or ApiError for an `error` in it."""
-        data = await self.request(f"$JS.API.{subject}", msgspec.json.encode(body or {}))
+        """Call the JetStream API and return its answer. Raises Unavailable, or ApiError for an `error` in it.
+
+        All that we ask may be asked twice: a request that comes during an election is often lost.
+        """
+        asked = msgspec.json.encode(body or {})
+        for left in reversed(range(API_TRIES)):
+            try:
+                data = await self.request(f"$JS.API.{subject}", asked, timeout=API_TRY_S)
+                break
+            except Unavailable:
+                if not left or not self.connected:
+                    raise
         answer: dict[str, Any] = msgspec.json.decode(data)
         if "error" in answer:
             raise ApiError(answer["error"])
@@ -170,9 +181,9 @@ class ApiError(HelixError):
 
 # What the error codes of the server mean to us; never judged by their text.
 CONFLICTS = frozenset({10071})
-BUSY = frozenset(
-    {10164, 10008, 10009, 10074}
-)  # a fenced write is in flight; no leader yet; temporarily unavailable
+# A fenced write is in flight, or the same message once more; no leader yet; temporarily unavailable.
+BUSY = frozenset({10164, 10158, 10008, 10009, 10074})
+NO_STREAM = 10059
 FULL = frozenset({10077, 10047, 10023, 10028})  # the stream's or the account's limits, memory or file
 
 

@@ -15,7 +15,7 @@ from helix_es.core.errors import Conflict, Unavailable, Unreadable
 from helix_es.core.events import AnyEvent, Recorded
 from helix_es.core.subjects import fence_of, subject_of
 from helix_es.jetstream import direct
-from helix_es.jetstream.client import ApiError, Connection, translate
+from helix_es.jetstream.client import NO_STREAM, ApiError, Connection, translate
 from helix_es.jetstream.follow import follow
 from helix_es.jetstream.headers import stamp_ms
 from helix_es.jetstream.streams import FILES_BUCKET
@@ -124,8 +124,13 @@ class JetStreamLog:
         return records
 
     async def last_seq(self) -> int:
-        """Return the newest sequence of the log."""
-        info = await self._connection.api("STREAM.INFO.LOG")
+        """Return the newest sequence of the log. Raises Unavailable, also where no scheduler has made it yet."""
+        try:
+            info = await self._connection.api("STREAM.INFO.LOG")
+        except ApiError as error:
+            if error.err_code == NO_STREAM:
+                raise Unavailable("the log is not there yet: it is made by the first scheduler") from error
+            raise
         return int(info["state"]["last_seq"])
 
     def follow(self, after_seq: int, *, filters: Sequence[str] = ()) -> AsyncIterator[Batch]:

@@ -7,7 +7,7 @@ from typing import Any
 from helix_es.core import subjects
 from helix_es.core.errors import Misconfigured
 from helix_es.core.events import GpuId, Workload
-from helix_es.jetstream.client import ApiError, Connection
+from helix_es.jetstream.client import BUSY, ApiError, Connection, translate
 
 SECOND_NS = 1_000_000_000
 NOT_FOUND = frozenset({10059, 10014})  # stream, consumer
@@ -87,6 +87,8 @@ async def _stream(connection: Connection, name: str, config: dict[str, Any]) -> 
         await connection.api(f"STREAM.CREATE.{name}", {"name": name, **config})
         return
     except ApiError as error:
+        if error.err_code in BUSY:
+            raise translate(error, f"stream {name}") from error
         if error.err_code not in EXISTS:
             raise Misconfigured(f"stream {name} could not be made: {error}") from error
     compare(name, config, (await connection.api(f"STREAM.INFO.{name}"))["config"])
@@ -156,5 +158,7 @@ async def _create(connection: Connection, config: dict[str, Any]) -> None:
     try:
         await connection.api(subject, {"stream_name": "TASKS", "action": "create", "config": config})
     except ApiError as error:
+        if error.err_code in BUSY:
+            raise translate(error, f"consumer {config['name']}") from error
         if error.err_code not in EXISTS:
             raise Misconfigured(f"consumer {config['name']} could not be made: {error}") from error
