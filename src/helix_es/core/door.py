@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from sortedcontainers import SortedList
+
 from helix_es.core import events as e
 from helix_es.core.fairqueue import FairQueue, Place
 from helix_es.core.floor import Capacity, Seat
+from helix_es.core.forecast import Ahead, Supply, wait_ms
+from helix_es.core.loading import Coming
 from helix_es.core.slotrate import SlotRate
 
-PRIOR_WORK_MS = 10_000  # before anything was measured: a short answer, and then the session idles
+PRIOR_WORK_MS = 10_000  # before anything was measured: a short answer
 FRONT = -1  # shares of arrivals begin at 0
+
+
+class Outlook(NamedTuple):
+    """What an estimate of a wait depends on beside the door."""
+
+    now_ms: int
+    idle_after_ms: int
+    coming: tuple[Coming, ...] = ()
+    """GPUs that load the weights, the soonest first."""
 
 
 class Door:
@@ -18,6 +33,7 @@ class Door:
         self.queues: dict[e.Workload, FairQueue] = {}
         self.capacities: dict[e.Workload, Capacity] = {}
         self.rates: dict[e.Workload, SlotRate] = {}
+        self.silences: dict[e.Workload, SortedList[int]] = {}
         self.waiting: dict[e.Workload, None] = {}
         """Workloads with somebody in the queue."""
         self.divided_ms: dict[e.Workload, int] = {}
@@ -56,14 +72,14 @@ class Door:
             rate = self.rates[workload] = SlotRate()
         return rate
 
-    def arrive(self, seat: Seat, *, seq: int, now_ms: int, idle_after_ms: int) -> None:
-        """Put `seat` in its place and note the wait that it is told."""
+    def arrive(self, seat: Seat, *, seq: int, now_ms: int) -> int:
+        """Put `seat` in its place and return its position, from 1."""
         workload = seat.workload
         queue = self.queue(workload)
         seat.place = queue.arrive(seat.session, seat.owner, priority=seat.priority, seq=seq)
+        self.rate(workload).overtaking.arrived(seat.place, seat.owner, queue, now_ms)
         self.waiting[workload] = None
-        position = queue.position(seat.place)
-        seat.estimated_ms = self.wait_ms(workload, position, now_ms=now_ms, idle_after_ms=idle_after_ms)
+        return queue.position(seat.place)
 
     def put_back(self, seat: Seat, *, seq: int) -> None:
         """Put `seat`, whose GPU is gone, back where it stood."""
@@ -81,18 +97,67 @@ class Door:
             queue.leave(seat.place, seat.owner, served=served)
         if not len(queue):
             self.waiting.pop(seat.workload, None)
-            self.rate(seat.workload).calm()
 
-    def freed(self, workload: e.Workload, now_ms: int) -> None:
-        """Note that a slot came free: while somebody waits this measures the rate."""
-        if workload in self.waiting:
-            self.rate(workload).freed(now_ms)
+    # -- those who hold slots
 
-    def wait_ms(self, workload: e.Workload, position: int, *, now_ms: int, idle_after_ms: int) -> int | None:
-        """Return the wait to expect at `position` (1 is next), or None while nothing serves the workload."""
-        capacity = self.capacity(workload)
-        ahead = position - max(0, capacity.free)
-        if capacity.slots and ahead <= 0:
+    def began(self, workload: e.Workload, at_ms: int) -> None:
+        """A session took a slot, and works."""
+        self.rate(workload).began(at_ms)
+
+    def hushed(self, workload: e.Workload, at_ms: int) -> None:
+        """A session fell silent."""
+        self.rate(workload).stopped(at_ms)
+        self.silent(workload).add(at_ms)
+
+    def returned(self, workload: e.Workload, since_ms: int, at_ms: int, idle_after_ms: int) -> None:
+        """A session that was silent since `since_ms` works again."""
+        rate = self.rate(workload)
+        rate.began(at_ms)
+        rate.broken(at_ms - since_ms, idle_after_ms=idle_after_ms, returned=True)
+        self.silent(workload).remove(since_ms)
+
+    def gone(self, workload: e.Workload, since_ms: int | None, at_ms: int, idle_after_ms: int) -> None:
+        """A session needs its slot no more, silent since `since_ms`; None: it worked."""
+        rate = self.rate(workload)
+        if since_ms is None:
+            rate.stopped(at_ms)
+            since_ms = at_ms
+        else:
+            self.silent(workload).remove(since_ms)
+        rate.broken(at_ms - since_ms, idle_after_ms=idle_after_ms, returned=False)
+
+    def silent(self, workload: e.Workload) -> SortedList[int]:
+        """Return since when each silent session of `workload` is, in order, Unix ms."""
+        silent = self.silences.get(workload)
+        if silent is None:
+            silent = self.silences[workload] = SortedList()
+        return silent
+
+    # -- those who wait
+
+    def wait_ms(self, workload: e.Workload, position: int, owner: str, outlook: Outlook) -> int | None:
+        """Return the wait to expect at `position` (1 is next), where a turn of `owner` stands or would stand.
+
+        None while nothing serves the workload and no GPU loads it.
+        """
+        capacity, queue, rate = self.capacity(workload), self.queue(workload), self.rate(workload)
+        free = max(0, capacity.free)
+        if capacity.slots and position <= free:
             return 0  # admitted as soon as the scheduler looks
-        prior_ms = PRIOR_WORK_MS + idle_after_ms
-        return self.rate(workload).wait_ms(ahead, slots=capacity.slots, now_ms=now_ms, prior_hold_ms=prior_ms)
+        if not capacity.slots and not outlook.coming:
+            return None
+        idle_after_ms = 0 if workload.mode == "finetune" else outlook.idle_after_ms  # free when it ends
+        supply = Supply(
+            slots=capacity.slots,
+            now_ms=outlook.now_ms,
+            idle_after_ms=idle_after_ms,
+            prior_work_ms=PRIOR_WORK_MS,
+            silent_ms=self.silent(workload),
+            coming=outlook.coming,
+        )
+        place = queue.at(position)
+        if place is None:
+            return wait_ms(rate, Ahead(position - free), supply)
+        above, chasing = rate.overtaking.rates(place, owner, queue, outlook.now_ms)
+        ahead = Ahead(position - free, queue.smaller(place) - free, above, chasing)
+        return wait_ms(rate, ahead, supply)

@@ -160,6 +160,22 @@ class FairQueue:
         """Return 1 for the next to be served."""
         return int(self._places.index(place)) + 1
 
+    def at(self, position: int) -> Place | None:
+        """Return the place at `position`, from 1; None if the queue is shorter."""
+        return self._places[position - 1] if 1 <= position <= len(self._places) else None
+
+    def smaller(self, place: Place) -> int:
+        """Return how many turns will be served before `place` and are not of its class and share."""
+        return int(self._places.bisect_left(Place(place.rank, place.share, -1, "")))
+
+    def lead(self, place: Place) -> int:
+        """Return by how many turns `place` is ahead of the fair share."""
+        return max(0, place.share - self._served)
+
+    def owner_lead(self, owner: str) -> int:
+        """Return what the lead of a turn would be that `owner` asked for now."""
+        return max(0, self._finish.get(owner, 0) - self._served)
+
     def snapshot(self) -> QueueSnapshot:
         """Return what `restore` needs; who is barred is known outside."""
         owner_of = {place: owner for owner, line in self._lines.items() for place in line}

@@ -9,9 +9,10 @@ from typing import Any
 from sortedcontainers import SortedList
 
 from helix_es.core import events as e
-from helix_es.core.door import Door
+from helix_es.core.door import Door, Outlook
 from helix_es.core.fleet import Fleet
 from helix_es.core.floor import Gpu, Seat
+from helix_es.core.loading import loading
 from helix_es.core.session import NEXT, Phase
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -38,7 +39,8 @@ class Occupancy:
         self.misfits = 0
         """Stored messages that were unreadable or could not happen where they stood."""
         # Indexes, so that a decision only looks at what it is about.
-        self.idle: dict[e.Workload, OrderedDict[str, None]] = {}
+        self.idle: dict[e.Workload, OrderedDict[str, int]] = {}
+        """Silent sessions in the order in which they fell silent, and since when, Unix ms."""
         self.orphans: dict[str, e.ReleaseReason] = {}
         self.stranded: dict[str, int] = {}
         """GPU -> sessions that an earlier incarnation of it still holds in the log."""
@@ -65,10 +67,16 @@ class Occupancy:
         return self.door.queue(seat.workload).position(seat.place)
 
     def wait_ms(self, workload: e.Workload, position: int) -> int | None:
-        """Return the wait to expect at `position`, or None while nothing serves the workload."""
-        return self.door.wait_ms(
-            workload, position, now_ms=self.now_ms, idle_after_ms=self.policy.idle_after_ms
-        )
+        """Return the wait to expect at `position`, or None while nothing serves the workload or loads it."""
+        return self._wait_ms(workload, position, self.now_ms)
+
+    def _wait_ms(self, workload: e.Workload, position: int, now_ms: int) -> int | None:
+        if 0 < position <= self.door.capacity(workload).free:
+            return 0  # admitted as soon as the scheduler looks
+        place = self.door.queue(workload).at(position)
+        owner = "" if place is None else self.seats[place.session].owner
+        outlook = Outlook(now_ms, self.policy.idle_after_ms, loading(self.fleet, workload, now_ms))
+        return self.door.wait_ms(workload, position, owner, outlook)
 
     def divided_ms(self, workload: e.Workload, now_ms: int) -> int:
         """Return for how long, in all, somebody waited for `workload` whom a GPU kept for the other work could serve.
@@ -152,8 +160,9 @@ class Occupancy:
         if seat.deadline_ms is not None:
             self.deadlines.add((seat.deadline_ms, seat.session))
         self._wait(seat.owner, +1)
-        self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms, idle_after_ms=self.policy.idle_after_ms)
         self.seats[event.session] = seat
+        position = self.door.arrive(seat, seq=record.seq, now_ms=record.at_ms)
+        seat.estimated_ms = self._wait_ms(workload, position, record.at_ms)
 
     def _misfit(self, record: e.Recorded, event: Any) -> None:
         self.misfits += 1
@@ -181,6 +190,8 @@ class Occupancy:
             return
         seat, _ = step
         seat.attempt = event.attempt
+        if event.attempt == 1:
+            self.door.rate(seat.workload).accuracy.admitted(seat.estimated_ms, event.waited_ms)
         self._leave_door(seat, served=True)
         self.door.capacity(seat.workload).admitted += 1
         self._hold(seat.owner, +1)
@@ -220,7 +231,9 @@ class Occupancy:
         seat.attempt = event.attempt
         seat.queued_ms = record.at_ms
         seat.place = None
-        self.idle[seat.workload].pop(event.session, None)
+        since_ms = self._no_more_silent(seat)
+        if since_ms is not None:
+            self.door.returned(seat.workload, since_ms, record.at_ms, self.policy.idle_after_ms)
 
     def _started(self, record: e.Recorded, event: e.TurnStarted) -> None:
         if (step := self._step(record, event, event.turn)) is None:
@@ -229,6 +242,7 @@ class Occupancy:
         if before == "admitted":
             self.door.capacity(seat.workload).admitted -= 1
             self._bind(seat, event.gpu, event.incarnation)
+            self.door.began(seat.workload, record.at_ms)
 
     def _bind(self, seat: Seat, gpu_id: e.GpuId, incarnation: str) -> None:
         seat.gpu, seat.incarnation = gpu_id, incarnation
@@ -281,7 +295,8 @@ class Occupancy:
             idle = self.idle.get(seat.workload)
             if idle is None:
                 idle = self.idle[seat.workload] = OrderedDict()
-            idle[seat.session] = None
+            idle[seat.session] = record.at_ms
+            self.door.hushed(seat.workload, record.at_ms)
             return
         self._unseat_waiting(seat, before)
 
@@ -323,15 +338,23 @@ class Occupancy:
         self.yielding.pop(seat.session, None)
         seat.yield_ms, seat.yielded = None, False
         self._hold(seat.owner, -1)
-        idle = self.idle.get(seat.workload)
-        if idle is not None:
-            idle.pop(seat.session, None)
+        if seat.phase != "closed":  # it went then
+            self._gone(seat, at_ms)
         gpu = self.gpus.get(seat.gpu or "")
         if gpu is not None and seat.session in gpu.sessions:
             self.fleet.unbind(gpu, seat.session, at_ms)
             self.door.capacity(seat.workload).bound -= 1
-            self.door.freed(seat.workload, at_ms)
         seat.gpu, seat.incarnation = None, ""
+
+    def _no_more_silent(self, seat: Seat) -> int | None:
+        """Return since when it was; None if it was not."""
+        idle = self.idle.get(seat.workload)
+        return None if idle is None else idle.pop(seat.session, None)
+
+    def _gone(self, seat: Seat, at_ms: int) -> None:
+        """A session needs its slot no more."""
+        since_ms = self._no_more_silent(seat)
+        self.door.gone(seat.workload, since_ms, at_ms, self.policy.idle_after_ms)
 
     def _closed(self, record: e.Recorded, event: e.SessionClosed) -> None:
         if (step := self._step(record, event, None)) is None:
@@ -340,9 +363,7 @@ class Occupancy:
         if seat.gpu is None:
             self._unseat_waiting(seat, before)
             return
-        idle = self.idle.get(seat.workload)
-        if idle is not None:
-            idle.pop(seat.session, None)
+        self._gone(seat, record.at_ms)
         self.orphans.setdefault(seat.session, "closed")
 
     # -- GPUs ----------------------------------------------------------------------------------------------

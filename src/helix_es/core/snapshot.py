@@ -23,7 +23,7 @@ class _Door(msgspec.Struct, kw_only=True):
     capacity: Capacity
     rate: SlotRate
     divided_ms: int
-    idle: list[str]
+    idle: dict[str, int]
 
 
 class _Order(msgspec.Struct, kw_only=True):
@@ -68,7 +68,7 @@ def dump(state: Occupancy) -> bytes:
             capacity=door.capacity(each),
             rate=door.rate(each),
             divided_ms=door.divided_ms.get(each, 0),
-            idle=list(state.idle.get(each, ())),
+            idle=dict(state.idle.get(each, {})),
         )
         for each in workloads
     ]
@@ -183,4 +183,5 @@ def _load_door(state: Occupancy, each: _Door) -> None:
     if each.divided_ms:
         state.door.divided_ms[each.workload] = each.divided_ms
     if each.idle:
-        state.idle[each.workload] = OrderedDict.fromkeys(each.idle)
+        state.idle[each.workload] = OrderedDict(each.idle)
+        state.door.silent(each.workload).update(each.idle.values())
