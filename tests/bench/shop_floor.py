@@ -52,6 +52,8 @@ class Follower:
         self.admitted_ms: dict[str, int] = {}
         self.started: list[tuple[str, str, int, float]] = []
         self.completed: dict[tuple[str, int], int] = {}
+        self.fresh: list[tuple[str, int]] = []
+        """Sessions that were answered since somebody looked, with the fence."""
         self.bound: dict[str, str] = {}
         self._changed = asyncio.Event()
 
@@ -75,6 +77,7 @@ class Follower:
                 self.bound[session] = gpu
             case e.TurnCompleted(session=session, turn=turn):
                 self.completed[session, turn] = record.seq
+                self.fresh.append((session, record.seq))
             case _:
                 pass
 
@@ -144,17 +147,15 @@ async def _leave(log: JetStreamLog, session: str, seq: int) -> None:
 async def offer(log: JetStreamLog, follower: Follower, name: str, rate: float, seconds: float) -> list[str]:
     """Bring `rate` sessions a second, each closed when it is answered; return their names."""
     names: list[str] = []
-    closed: set[str] = set()
     async with asyncio.TaskGroup() as group:
         begun = time.perf_counter()
         while (passed := time.perf_counter() - begun) < seconds:
             while len(names) < passed * rate:
                 names.append(f"{name}{len(names)}")
                 group.create_task(come_in(log, names[-1]))
-            for session, turn in list(follower.completed):
-                if session not in closed:
-                    closed.add(session)
-                    group.create_task(_leave(log, session, follower.completed[session, turn]))
+            fresh, follower.fresh = follower.fresh, []
+            for session, seq in fresh:
+                group.create_task(_leave(log, session, seq))
             await asyncio.sleep(0.005)
     return names
 

@@ -277,3 +277,19 @@ def test_every_known_kind_is_larger_than_what_its_name_promises_less_a_tenth() -
     for kind, known in KNOWN_GPUS.items():
         named = int(kind.rpartition("-")[2]) * GIB
         assert 0.9 * named <= known.memory_bytes <= named
+
+
+def test_a_processor_waits_for_a_program_that_brings_a_large_model_in_four_bits() -> None:
+    def why(model: Model, gib: int) -> str | None:
+        gpu = Gpu(
+            gpu=e.GpuId("box-0"),
+            incarnation="i",
+            kind="cpu",
+            memory_total_bytes=gib << 30,
+            workloads=[e.Workload("create", "text", "smollm2")],
+            offered={},
+        )
+        return unfit(model, "mistral", [gpu], e.Policy())
+
+    assert why(BUILTIN["mistral"], 16) is None
+    assert "mistral fits no GPU here" in (why(BUILTIN["mistral"], 4) or "")

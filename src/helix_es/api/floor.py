@@ -39,6 +39,18 @@ class Waiting(msgspec.Struct, kw_only=True):
     queued_at: str | None
 
 
+class Estimates(msgspec.Struct, kw_only=True):
+    """How well the waits that were told fit those that followed."""
+
+    told: int
+    """Estimates that were told and then put to the test; who was served at once and was told so is not counted."""
+    share_within: float | None
+    """Of them, within 30 % of the wait that followed."""
+    share_near: float | None
+    """The same, or within 1 s for waits under 3 s."""
+    mean_error_s: float | None
+
+
 class QueueLine(msgspec.Struct, kw_only=True):
     """The door of one workload."""
 
@@ -49,6 +61,7 @@ class QueueLine(msgspec.Struct, kw_only=True):
     bound: int
     free: int
     waiting: int
+    estimates: Estimates
     sessions: list[Waiting]
 
 
@@ -267,5 +280,16 @@ def _line(state: Occupancy, workload: Workload, owner: str) -> QueueLine:
         bound=capacity.bound,
         free=max(0, capacity.free),
         waiting=len(queue),
+        estimates=_estimates(state, workload),
         sessions=waiting,
+    )
+
+
+def _estimates(state: Occupancy, workload: Workload) -> Estimates:
+    found = state.door.rate(workload).accuracy
+    return Estimates(
+        told=found.told,
+        share_within=found.share_within,
+        share_near=found.share_near,
+        mean_error_s=None if found.mean_error_ms is None else found.mean_error_ms / 1000,
     )

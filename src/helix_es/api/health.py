@@ -71,8 +71,17 @@ class _Floor(Collector):
         for workload in sorted(state.door.queues):
             values = [workload.mode, workload.type, workload.model]
             held_back.add_metric(values, state.divided_ms(workload, state.now_ms) / 1000)
+        told = GaugeMetricFamily("helix_wait_estimates", "Waits that were told and then known", labels=labels)
+        near = GaugeMetricFamily(
+            "helix_wait_estimates_within", "Share of them within 30 % of what followed", labels=labels
+        )
+        for workload in sorted(state.door.queues):
+            values = [workload.mode, workload.type, workload.model]
+            accuracy = state.door.rate(workload).accuracy
+            told.add_metric(values, accuracy.told)
+            near.add_metric(values, accuracy.share_within or 0.0)
         seq = GaugeMetricFamily("helix_log_sequence", "Log sequence that this process folded to")
         seq.add_metric([], state.seq)
         misfits = GaugeMetricFamily("helix_log_misfits", "Stored messages that could not be folded")
         misfits.add_metric([], state.misfits)
-        yield from (waiting, slots, bound, gpus, wanted, held_back, seq, misfits)
+        yield from (waiting, slots, bound, gpus, wanted, held_back, told, near, seq, misfits)

@@ -96,6 +96,8 @@ def unfit(
     """Return why `model` can run on no GPU of this shop, or None if it can, or if nobody knows yet.
 
     A GPU that has the memory counts even while it serves another model: whoever waits for it does not wait in vain.
+    A processor counts with the model in 4 bits: there it is programs and HTTP workers that run large models, and those
+    bring a quantisation of their own.
     An empty floor without pools says nothing about what will come.
     """
     workload = e.Workload(mode, model.type, slug)
@@ -107,7 +109,7 @@ def unfit(
     for gpu in gpus:
         need = needs.get(gpu.kind)
         if need is None:
-            need = needs[gpu.kind] = _least(footprint(model, gpu.kind), mode)
+            need = needs[gpu.kind] = _least(footprint(_smallest(model, gpu.kind), gpu.kind), mode)
         if _could(need, gpu, workload, policy):
             return None
     if not gpus:
@@ -132,6 +134,13 @@ def _coefficient(need: Footprint, key: str, card: Card, policy: e.Policy) -> tup
 
 def _pooled(rule: e.PoolRule, workload: e.Workload) -> bool:
     return rule.max > 0 and workload in rule.workloads and rule.slots.get(workload.model, 1) > 0
+
+
+def _smallest(model: Model, kind: str) -> Model:
+    """Return `model` as small as whoever offers it on `kind` may hold it."""
+    if kind != "cpu" or model.type != "text" or model.quantisation is not None:
+        return model
+    return msgspec.structs.replace(model, quantisation="nf4")
 
 
 def _least(need: Footprint, mode: e.Mode) -> Footprint:
