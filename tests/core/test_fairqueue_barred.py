@@ -54,3 +54,19 @@ def test_next_is_the_order_without_the_barred_and_within_the_allowance(
         again.bar(owner)
     assert again.next(n, allowance, 2) == expected
     assert again.snapshot() == queue.snapshot()
+
+
+def test_whoever_comes_again_is_not_overtaken_for_ever_by_those_who_come_for_the_first_time() -> None:
+    queue = FairQueue()
+    queue.leave(queue.arrive("a1", "ann", priority=0, seq=1), "ann", served=True)
+    for seq in range(10):  # others keep coming, faster than anybody is served
+        queue.arrive(f"n{seq}", f"new{seq}", priority=0, seq=seq + 2)
+    mine = queue.arrive("a2", "ann", priority=0, seq=20)
+    newcomers = 10
+    while queue.next(1) != [mine]:
+        (first,) = queue.next(1)
+        queue.leave(first, f"new{first.session[1:]}", served=True)
+        for _ in range(2):
+            queue.arrive(f"n{newcomers}", f"new{newcomers}", priority=0, seq=21 + newcomers)
+            newcomers += 1
+        assert newcomers < 200, "ann starves"

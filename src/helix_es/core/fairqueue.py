@@ -10,14 +10,18 @@ import msgspec
 from sortedcontainers import SortedList
 
 
+TURN = 1 << 20  # parts of a turn: owners who wait share one
+
+
 class Place(NamedTuple):
     """Where a turn stands; smaller is served first. It is given on arrival and never changes."""
 
     rank: int
     """The priority class, negated."""
     share: int
-    """Virtual start: how many turns this owner is ahead of the fair share (start-time fair queueing,
-    Goyal, Vin and Cheng, SIGCOMM 1996, with every turn of weight and length one)."""
+    """Virtual start, in parts of a turn: how far this owner is ahead of the fair share (start-time fair queueing, Goyal,
+    Vin and Cheng, SIGCOMM 1996; the virtual time is that of weighted fair queueing, Demers, Keshav and Shenker,
+    SIGCOMM 1989; every turn has weight and length one)."""
     seq: int
     session: str
 
@@ -44,7 +48,9 @@ class FairQueue:
         self._barred: dict[str, None] = {}
         self._barred_places = 0
         self._finish: dict[str, int] = {}  # owner -> virtual finish of its last turn
-        self._served = 0  # virtual time: the share of the turn that was served last
+        # Virtual time: each turn served moves it on by one, divided among the owners who wait. By the share of what is
+        # served alone it would stand still while newcomers keep coming, and an owner's second turn would starve.
+        self._served = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -58,7 +64,7 @@ class FairQueue:
         """Put a turn in its place and return that place."""
         share = max(self._served, self._finish.get(owner, 0))
         place = Place(-priority, share, seq, session)
-        self._finish[owner] = share + 1
+        self._finish[owner] = share + TURN
         self._add(place, owner)
         return place
 
@@ -92,7 +98,7 @@ class FairQueue:
                 self._heads.add((line[1], owner))
         line.remove(place)
         if served:
-            self._served = max(self._served, place.share)
+            self._served += TURN // len(self._lines)
         if not line:
             del self._lines[owner]
             if not served:
