@@ -58,9 +58,10 @@ def test_next_is_the_order_without_the_barred_and_within_the_allowance(
 
 def test_whoever_comes_again_is_not_overtaken_for_ever_by_those_who_come_for_the_first_time() -> None:
     queue = FairQueue()
-    queue.leave(queue.arrive("a1", "ann", priority=0, seq=1), "ann", served=True)
+    once = queue.arrive("a1", "ann", priority=0, seq=1)
     for seq in range(10):  # others keep coming, faster than anybody is served
         queue.arrive(f"n{seq}", f"new{seq}", priority=0, seq=seq + 2)
+    queue.leave(once, "ann", served=True)
     mine = queue.arrive("a2", "ann", priority=0, seq=20)
     newcomers = 10
     while queue.next(1) != [mine]:
