@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 BEAT_S = 0.25
 SNAPSHOT_EVERY = 20_000  # facts: about a third of a second of folding
 LOOK_BACK = 64  # beats before ours, so that a newcomer sees at once whether somebody acts
+MOST_GONE = 1_000  # GPUs whose tasks are still to be dropped; what is left of others they refuse themselves
 SETTLE_S = 2.0  # how long our own appends may take to come back before we decide again
 
 
@@ -45,7 +47,9 @@ class Scheduler:
         self._replicas = replicas
         self._log = JetStreamLog(connection)
         self._beats = Beats(connection)
-        self._gone: list[str] = []
+        self._gone: deque[str] = deque(maxlen=MOST_GONE)
+        self._left = asyncio.Event()
+        self._provisioned: set[e.Workload] = set()
         self._traces: dict[str, dict[str, str]] = {}  # session -> the trace that its waiting turn belongs to
         self.replica = Replica(self._log)
         self.leadership = Leadership(name)
@@ -70,6 +74,7 @@ class Scheduler:
                 group.create_task(self._beat())
                 group.create_task(self._decide())
                 group.create_task(self._reprovision())
+                group.create_task(self._purge())
                 group.create_task(self._settings.watch())
                 group.create_task(self._routing.run())
                 group.create_task(self._checkpoints.run())
@@ -86,6 +91,7 @@ class Scheduler:
             case e.GpuLeft(gpu=gpu) | e.GpuLost(gpu=gpu):
                 self.liveness.forget(gpu)
                 self._gone.append(gpu)
+                self._left.set()
             case e.TurnQueued(session=session) if record.headers:
                 self._traces[session] = record.headers
             case e.TurnStarted(session=session) | e.SessionClosed(session=session):
@@ -159,17 +165,11 @@ class Scheduler:
         state = self.replica.state
         await self._set_policy()
         plan = self._losses() + decide(state, state.now_ms)
-        for decision in plan:
-            if isinstance(decision.event, e.GpuAssigned) and decision.event.slots:
-                await self._consumers(decision.event)
+        plan = await self._with_consumers(plan)
         results = await asyncio.gather(*(self._append(decision) for decision in plan))
         last = max(results, default=0)
         if last:
             await self.replica.reached(last, SETTLE_S)
-        for gpu in self._gone[:]:
-            self._gone.remove(gpu)
-            if gpu not in state.gpus:
-                await purge_continued(self._connection, gpu)
         if state.seq - self.replica.snapshot_seq > SNAPSHOT_EVERY:
             await self._snapshot()
         return last
@@ -203,10 +203,26 @@ class Scheduler:
             plan.append(Decision(event=event, expected_seq=gpu.last_seq))
         return plan
 
+    async def _with_consumers(self, plan: list[Decision]) -> list[Decision]:
+        """Make what GPUs will pull from; an assignment for which that cannot be done waits, the rest does not."""
+        ready = []
+        for decision in plan:
+            if isinstance(decision.event, e.GpuAssigned) and decision.event.slots:
+                try:
+                    await self._consumers(decision.event)
+                except HelixError as error:
+                    log.error("gpu_not_assigned", gpu=decision.event.gpu, code=error.code, error=str(error))
+                    continue
+            ready.append(decision)
+        return ready
+
     async def _consumers(self, event: e.GpuAssigned) -> None:
         """Make what the GPU will pull from, before it is told to."""
         mode: e.Mode = "finetune" if event.purpose == "batch" else "create"
-        await provision_workload(self._connection, e.Workload(mode, event.type, event.model))
+        workload = e.Workload(mode, event.type, event.model)
+        if workload not in self._provisioned:
+            await provision_workload(self._connection, workload)
+            self._provisioned.add(workload)
         there = self.replica.state.gpus.get(event.gpu)
         await provision_gpu(self._connection, event.gpu, passing=there is not None and there.silence_ms > 0)
 
@@ -231,10 +247,24 @@ class Scheduler:
 
     # -- housekeeping
 
+    async def _purge(self) -> None:
+        """Drop the tasks of GPUs that are gone; beside the decisions, since it is only tidying."""
+        while True:
+            await self._left.wait()
+            self._left.clear()
+            while self._gone and self.leadership.active:
+                gpu = self._gone.popleft()
+                if gpu not in self.replica.state.gpus:
+                    try:
+                        await purge_continued(self._connection, gpu)
+                    except HelixError as error:
+                        log.warning("purge_failed", gpu=gpu, error=str(error))
+
     async def _reprovision(self) -> None:
         """After a restart of a single server the streams in memory are gone: make them again."""
         while True:
             await self._connection.reconnected.wait()
+            self._provisioned.clear()
             try:
                 await self._provision()
             except HelixError as error:

@@ -74,6 +74,8 @@ class Runner:
         self._serving: e.Workload | None = None
         """What new sessions are taken of."""
         self._load_ms = 0
+        self._failed: e.Workload | None = None
+        self._crashed: Exception | None = None
         self._leaving = False
         self._stuck = False
         self._stopping = asyncio.Event()
@@ -101,7 +103,7 @@ class Runner:
             for turn in list(self._running):
                 turn.cancel()
             if not self._stuck:  # a hung engine would not let itself be closed
-                await self._presence.leave()
+                await self._presence.leave(self._failed)
                 await self._work.close()
 
     async def _drain(self) -> None:
@@ -117,6 +119,10 @@ class Runner:
                 if self._running:  # let them say so in the log: whichever breaks every engine must be counted
                     await asyncio.wait(self._running, timeout=BROKEN_S)
                 raise EngineError(f"leaving, since the engine has stopped: {self._work.broken}")
+            if self._crashed is not None:
+                raise EngineError(
+                    f"leaving, since a turn could not be ended: {self._crashed}"
+                ) from self._crashed
             await self._presence.beat(
                 Doing(
                     model=None if self._loaded is None else self._loaded.model,
@@ -196,7 +202,7 @@ class Runner:
         return given.fact.incarnation != self._presence.incarnation
 
     async def _obey(self, given: Assignment, group: asyncio.TaskGroup) -> None:
-        if given.workload != self._loaded:
+        if given.slots and given.workload != self._loaded:  # a GPU that only drains needs no weights
             await self._load(given.workload)
         async with self._starting:  # whoever was seated within the old limit is in the log
             if self._is_over(given):
@@ -226,7 +232,11 @@ class Runner:
             self._serving = None
         self._loaded = None
         begun = time.monotonic()
-        await self._work.load(workload, self._offer.models[workload.model])
+        try:
+            await self._work.load(workload, self._offer.models[workload.model])
+        except Exception:
+            self._failed = workload
+            raise
         self._loaded = workload
         self._load_ms = int((time.monotonic() - begun) * 1000)
 
@@ -262,5 +272,11 @@ class Runner:
         return await patiently(lambda: self._turns.start(task, incarnation))
 
     async def _perform(self, task: Task, binding: Binding) -> None:
-        async with binding.busy:
-            await self._turns.perform(task, binding)
+        try:
+            async with binding.busy:
+                await self._turns.perform(task, binding)
+        except (
+            Exception
+        ) as error:  # its end is not in the log, and never will be: whoever takes over must end it
+            log.exception("turn_not_ended", session=binding.session)
+            self._crashed = error

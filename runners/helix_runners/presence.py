@@ -73,11 +73,12 @@ class Presence:
         )
         await self._append(ready, f":{assigned_seq}")
 
-    async def leave(self) -> None:
-        """Say that this life ends in order; if nobody can be told, the silence will say it."""
+    async def leave(self, failed: e.Workload | None = None) -> None:
+        """Say that this life ends in order, and what could not be loaded; otherwise the silence will say it."""
         try:
             async with asyncio.timeout(LEAVE_S):
-                await self._append(e.GpuLeft(gpu=self._offer.gpu, incarnation=self.incarnation), "")
+                left = e.GpuLeft(gpu=self._offer.gpu, incarnation=self.incarnation, failed=failed)
+                await self._append(left, "")
         except (HelixError, TimeoutError) as error:
             log.warning("left_without_saying_so", error=str(error))
 

@@ -27,6 +27,10 @@ class Runner:
     serving: e.Workload | None = None
     leaving: bool = False
     left: bool = False
+    load_ms: int | None = 0
+    """How long a model takes to load; None: for ever."""
+    told: tuple[e.GpuAssigned, int, int] | None = None
+    """The assignment that it has not answered, where that stands, and when it came."""
     yielding: set[str] = field(default_factory=set)
     bound: dict[str, None] = field(default_factory=dict)
     heard: int = 0
@@ -162,9 +166,10 @@ class Shop:
         workloads: list[e.Workload] | None = None,
         kind: str = "cpu",
         pool: str = "default",
+        load_ms: int | None = 0,
     ) -> None:
         self.keys += 1
-        runner = Runner(e.GpuId(gpu), f"i{self.keys}")
+        runner = Runner(e.GpuId(gpu), f"i{self.keys}", load_ms=load_ms)
         self.runners[gpu] = runner
         works = workloads or [WORK]
         event = e.GpuJoined(
@@ -186,7 +191,7 @@ class Shop:
         for record in self.log.records[runner.heard :]:
             match record.event:
                 case e.GpuAssigned(gpu=gpu, incarnation=i) as told if (gpu, i) == self._me(runner):
-                    self._follow(runner, told, record.seq)
+                    runner.told = (told, record.seq, self.now_ms)
                 case e.SessionReleased(gpu=gpu, incarnation=i, session=sid) if (gpu, i) == self._me(runner):
                     runner.bound.pop(sid, None)
                     runner.running.pop(sid, None)
@@ -196,12 +201,20 @@ class Shop:
                 case e.GpuLost(gpu=gpu, incarnation=i) if (gpu, i) == self._me(runner):
                     joined = self.last_joined(runner)
                     self.join(
-                        runner.gpu, max(joined.slots.values()), joined.workloads, joined.kind, joined.pool
+                        runner.gpu,
+                        max(joined.slots.values()),
+                        joined.workloads,
+                        joined.kind,
+                        joined.pool,
+                        runner.load_ms,
                     )
                     return
                 case _:
                     pass
         runner.heard = len(self.log.records)
+        if runner.told is not None and self._loaded(runner, *runner.told):
+            self._follow(runner, *runner.told[:2])
+            runner.told = None
         if runner.leaving and not runner.bound and not runner.left:
             fence = [r.seq for r in self.log.records if r.subject.startswith(f"gpu.{runner.gpu}.")][-1]
             runner.left = (
@@ -215,13 +228,24 @@ class Shop:
             if isinstance(r.event, e.GpuJoined) and r.event.incarnation == runner.incarnation
         )
 
+    def _loaded(self, runner: Runner, told: e.GpuAssigned, _seq: int, since_ms: int) -> bool:
+        """Whether it may answer: what it has in memory, or a drain, takes no time."""
+        now = e.Workload("finetune" if told.purpose == "batch" else "create", told.type, told.model)
+        if now == runner.serving or told.slots == 0:
+            return True
+        return runner.load_ms is not None and self.now_ms - since_ms >= runner.load_ms
+
     def _follow(self, runner: Runner, told: e.GpuAssigned, seq: int) -> None:
         runner.slots, runner.ready, runner.leaving = told.slots, True, told.leaving
         runner.serving = e.Workload(
             "finetune" if told.purpose == "batch" else "create", told.type, told.model
         )
         ready = e.GpuReady(
-            gpu=runner.gpu, incarnation=runner.incarnation, model=told.model, load_ms=1, assigned_seq=seq
+            gpu=runner.gpu,
+            incarnation=runner.incarnation,
+            model=told.model,
+            load_ms=max(1, runner.load_ms or 0),
+            assigned_seq=seq,
         )
         self.append(ready, seq)
 

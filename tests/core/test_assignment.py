@@ -244,3 +244,64 @@ def test_the_plan_keeps_to_the_limit_within_itself() -> None:
         shop.open(f"a{n}", "ann")
     admitted = [x.session for x in planned(shop) if isinstance(x, e.TurnAdmitted)]
     assert admitted == ["a0", "a1"]
+
+
+def test_chats_do_not_take_what_is_kept_for_batch_work_even_while_another_drains_for_them() -> None:
+    policy = e.Policy(reserved=1, switch_after_ms=1000, yield_ms=60_000)
+    shop = shop_of(policy, g0=ANY, g1=ANY)
+    shop.open("t0", work=TRAIN)
+    shop.open("t1", work=TRAIN)
+    later(shop, 1000)
+    later(shop, 10)
+    assert [shop.session(sid).phase for sid in ("t0", "t1")] == ["running", "running"]
+    for n in range(3):
+        shop.open(f"c{n}")
+    for _ in range(20):
+        later(shop, 500)
+    yielding = [sid for runner in shop.runners.values() for sid in runner.yielding]
+    assert len(yielding) == 1, "one was borrowed; the other is kept"
+
+
+def test_a_model_that_takes_long_to_load_serves_before_the_gpu_is_given_on() -> None:
+    shop = Shop(e.Policy(idle_after_ms=1000, switch_after_ms=1000, starve_after_ms=5000))
+    shop.join("g0", 1, BOTH, load_ms=20_000)
+    shop.open("c0")
+    shop.open("p0", work=PICTURE)
+    for _ in range(300):
+        later(shop, 500)
+        finish_all(shop)
+    assert [shop.session(sid).turns[0].state for sid in ("c0", "p0")] == ["completed", "completed"]
+
+
+def test_a_turn_that_was_admitted_and_lost_its_gpu_does_not_starve_behind_another_model() -> None:
+    shop = shop_of(None, g0=BOTH, g1=BOTH)
+    assert serving(shop) == {"g0": ("chat", "mistral"), "g1": ("chat", "sdxl")}
+    for n in range(4):
+        shop.open(f"p{n}", work=PICTURE)
+    settle(shop)
+    shop.open("c0")
+    shop.schedule()
+    assert shop.session("c0").phase == "admitted"
+    shop.lose("g0")
+    del shop.runners["g0"]
+    later(shop, 5000)
+    finish_all(shop)
+    later(shop, 1000)
+    later(shop, 10)
+    assert shop.session("c0").phase == "running"
+
+
+def test_a_gpu_that_could_not_load_a_model_is_not_asked_to_again_at_once() -> None:
+    shop = shop_of(None, g0=BOTH)
+    shop.open("p0", work=PICTURE)
+    later(shop, 1000)
+    gpu = shop.catch_up(shop.live).gpus["g0"]
+    left = e.GpuLeft(gpu=gpu.gpu, incarnation=gpu.incarnation, failed=PICTURE)
+    shop.append(left, gpu.last_seq)
+    shop.join("g0", 2, BOTH)
+    settle(shop)
+    assert serving(shop)["g0"] == ("chat", "mistral")
+    later(shop, 5_000)
+    assert serving(shop)["g0"] == ("chat", "mistral")
+    later(shop, 6_000)
+    assert serving(shop)["g0"] == ("chat", "sdxl"), "it is tried again"

@@ -79,10 +79,10 @@ class FloorMachine(RuleBasedStateMachine):
 
     # -- GPUs
 
-    @rule(gpu=gpus, slots=st.integers(1, 3))
-    def a_gpu_joins(self, gpu: str, slots: int) -> None:
+    @rule(gpu=gpus, slots=st.integers(1, 3), load_ms=st.sampled_from([0, 0, 500, 6000, None]))
+    def a_gpu_joins(self, gpu: str, slots: int, load_ms: int | None) -> None:
         kind, works = MAKES[gpu]
-        self.shop.join(gpu, slots, works, kind, "p" if gpu.startswith("p") else "default")
+        self.shop.join(gpu, slots, works, kind, "p" if gpu.startswith("p") else "default", load_ms)
 
     @rule(gpu=gpus)
     def a_gpu_is_lost(self, gpu: str) -> None:
@@ -119,11 +119,11 @@ class FloorMachine(RuleBasedStateMachine):
     def the_scheduler_decides(self, rounds: int) -> None:
         for _ in range(rounds):
             before = self.state()
-            kept = before.fleet.batchable - before.fleet.chatting
+            kept = before.fleet.kept
             reserved, most, held = before.policy.reserved, before.policy.slots_per_owner, dict(before.held)
             self.shop.schedule()
             after = self.state()
-            assert after.fleet.batchable - after.fleet.chatting >= min(kept, reserved)
+            assert after.fleet.kept >= min(kept, reserved)
             for owner, now in after.held.items():
                 assert not most or now <= max(most, held.get(owner, 0))
 
@@ -222,11 +222,11 @@ class FloorMachine(RuleBasedStateMachine):
         fresh.policy = fleet.policy
         for gpu in load(dump(self.state())).gpus.values():
             fresh.join(gpu)
-        for name in ("unassigned", "over", "resizable"):
+        for name in ("unassigned", "useless", "unsettled", "over", "resizable"):
             assert set(getattr(fresh, name)) == set(getattr(fleet, name)), name
         for name in ("vacant", "seated"):
             assert getattr(fresh, name) == getattr(fleet, name), name
-        counts = ("batchable", "chatting", "returning")
+        counts = ("batchable", "chatting", "returning", "lent")
         assert [getattr(fresh, n) for n in counts] == [getattr(fleet, n) for n in counts]
         for work in {*fresh.coming, *fleet.coming}:
             assert fresh.coming.get(work, 0) == fleet.coming.get(work, 0)
@@ -251,8 +251,13 @@ class FloorMachine(RuleBasedStateMachine):
         shop.runners.clear()
         policy = e.Policy(idle_after_ms=1000, switch_after_ms=1000, starve_after_ms=4000, reserved=1)
         shop.append(e.PolicySet(policy=policy), self.state().policy_seq)
-        shop.join("z0", 2, WORKS, "a100-80")
-        shop.join("z1", 2, WORKS, "a100-80")
+        shop.join(
+            "z0", 2, WORKS, "a100-80", load_ms=6000
+        )  # longer than starve_after: they must serve between loads
+        shop.join("z1", 2, WORKS, "a100-80", load_ms=6000)
+        shop.join(
+            "z2", 2, WORKS, "a100-80", load_ms=None
+        )  # one that never answers must not keep the others waiting
         for _ in range(600):
             shop.now_ms += 500
             shop.schedule()

@@ -91,3 +91,60 @@ def test_gpus_that_are_on_their_way_are_not_asked_for_again() -> None:
     shop.now_ms += 60_000
     settle(shop)
     assert [size for size, _ in sizes(shop)] == [2]
+
+
+def test_the_limit_of_an_owner_bounds_what_the_pool_grows_for() -> None:
+    rule = e.PoolRule(max=10, idle_ms=5000, wait_target_ms=0, workloads=[CHAT], slots={"mistral": 2})
+    shop = Shop(e.Policy(slots_per_owner=2, pools={"cloud": rule}))
+    for n in range(50):
+        shop.open(f"s{n}", "ann")
+    settle(shop)
+    assert sizes(shop)[-1][0] == 1
+
+
+def test_gpus_that_may_serve_nothing_leave() -> None:
+    shop = Shop(POLICY)
+    for n in range(5):
+        shop.open(f"s{n}")
+    settle(shop)
+    start_gpus(shop)
+    assert len(shop.catch_up(shop.live).gpus) == 3
+    none = e.PoolRule(min=0, max=3, idle_ms=1000, workloads=[CHAT], slots={"mistral": 0})
+    policy = e.Policy(idle_after_ms=1000, coefficients={"cpu/mistral": 0}, pools={"cloud": none})
+    shop.append(e.PolicySet(policy=policy), shop.catch_up(shop.live).policy_seq)
+    for _ in range(20):
+        for runner in list(shop.runners.values()):
+            for sid in list(runner.running):
+                shop.finish(runner, sid)
+        shop.now_ms += 1000
+        settle(shop)
+    assert not shop.catch_up(shop.live).gpus
+
+
+def test_a_pool_does_not_give_away_what_is_kept_for_batch_work() -> None:
+    train = e.Workload("finetune", "text", "mistral")
+    rule = e.PoolRule(min=0, max=3, idle_ms=1000, workloads=[CHAT, train], slots={"mistral": 2})
+    shop = Shop(e.Policy(reserved=1, switch_after_ms=1000, pools={"cloud": rule}))
+    for n in range(3):
+        shop.join(f"x{n}", 2, [CHAT, train], "cpu", "cloud")
+        settle(shop)
+    for _ in range(20):
+        shop.now_ms += 1000
+        settle(shop)
+    assert [gpu.purpose for gpu in shop.catch_up(shop.live).gpus.values()] == ["batch"]
+
+
+def test_a_pool_of_which_one_gpu_never_comes_shrinks_all_the_same() -> None:
+    shop = Shop(POLICY)
+    for n in range(5):
+        shop.open(f"s{n}")
+    settle(shop)
+    shop.join("c0", 2, [CHAT], "cpu", "cloud")
+    for _ in range(60):
+        settle(shop)
+        for runner in list(shop.runners.values()):
+            for sid in list(runner.running):
+                shop.finish(runner, sid)
+                shop.close(sid)
+        shop.now_ms += 500
+    assert sizes(shop)[-1][0] == 0

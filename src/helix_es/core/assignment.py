@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
 
 from helix_es.core import events as e
-from helix_es.core.decision import Decision, assign, drain
+from helix_es.core.decision import MOST, Decision, assign, drain, some
 from helix_es.core.floor import Gpu, Make, coefficient, serves
 from helix_es.core.occupancy import Occupancy
 
@@ -15,6 +16,7 @@ LOOKED_AT = (
     32  # GPUs among which the emptiest is found; the whole fleet would make a decision as dear as it is large
 )
 
+LATE = 3  # times its load time, and starve_after: a GPU that has not answered by then is not counted on
 WORSE = 3  # times as long a wait before a GPU is taken from those who wait too
 
 
@@ -37,9 +39,13 @@ class Assignment:
         self._state = state
         self._fleet = state.fleet
         self._now_ms = now_ms
-        self._taken: set[str] = set()
-        self._chatting = state.fleet.chatting
+        self.kept = state.fleet.kept
+        """GPUs that are kept for batch work, after this plan."""
+        self._withdrawn: dict[e.Workload, int] = {}
+        self._looks: dict[tuple[e.Workload, e.Workload, Make], Iterator[str]] = {}
         self._plan: list[Decision] = []
+        self.taken: set[str] = set()
+        """GPUs that this plan deals with."""
         # Chats first: batch work has what is kept for it, and may have the rest while no chat waits for that.
         self.needs = sorted(
             self._needed(),
@@ -48,13 +54,14 @@ class Assignment:
 
     def plan(self, room: int) -> list[Decision]:
         """Return at most `room` assignments and drains."""
-        self._place(room)
+        self._room = max(0, room)
+        self._place()
         for need in self.needs:
             self._switch(need)
             self._reclaim(need)
             self._relieve(need)
         self._restore()
-        return self._plan[: max(0, room)]
+        return self._plan[: self._room]
 
     # -- who needs what
 
@@ -63,26 +70,44 @@ class Assignment:
         door = self._state.door
         for workload in sorted({*door.waiting, *(w for w, c in door.capacities.items() if c.overdue)}):
             capacity, queue = door.capacity(workload), door.queue(workload)
-            coming = self._fleet.coming.get(workload, 0)
-            missing = queue.eligible + capacity.overdue - max(0, capacity.free) - coming
+            coming = self._fleet.coming.get(workload, 0) - self._late(workload)
+            waiting = self._state.admissible(workload, MOST)
+            missing = waiting + capacity.overdue - max(0, capacity.free) - max(0, coming)
             if missing <= 0:
                 continue
-            first = queue.first(1)
-            since_ms = self._state.seats[first[0].session].queued_ms if first else self._now_ms
             needs.append(
                 Need(
                     workload=workload,
                     missing=missing,
-                    waited_ms=max(0, self._now_ms - since_ms),
+                    waited_ms=max(0, self._now_ms - self._since_ms(workload)),
                     wait_ms=self._state.wait_ms(workload, len(queue)) if capacity.slots else None,
                 )
             )
         return needs
 
+    def _since_ms(self, workload: e.Workload) -> int:
+        """Return since when somebody waits: admitted without a slot to start on, or next in the queue."""
+        first = [place.session for place in self._state.door.queue(workload).first(1)]
+        if self._state.door.capacity(workload).overdue:
+            first += islice(self._state.admitted.get(workload, ()), 1)
+        return min((self._state.seats[each].queued_ms for each in first), default=self._now_ms)
+
+    def _late(self, workload: e.Workload) -> int:
+        """Return the slots that should have come long ago: GPUs that do not answer are not waited for."""
+        slots = 0
+        for name in islice(self._fleet.unsettled, LOOKED_AT):
+            gpu = self._state.gpus[name]
+            target = gpu.next if gpu.draining else serves(gpu)
+            if target == workload and not gpu.leaving:
+                most_ms = LATE * self._fleet.load(workload.model) + self._state.policy.starve_after_ms
+                if self._now_ms - gpu.asked_ms > most_ms:
+                    slots += coefficient(self._state.policy, gpu, workload)
+        return slots
+
     # -- GPUs that serve nothing
 
-    def _place(self, room: int) -> None:
-        for name in islice(self._fleet.unassigned, max(0, room)):
+    def _place(self) -> None:
+        for name in some(self._fleet.unassigned, self._now_ms, self._room):
             gpu = self._state.gpus[name]
             if name in self._state.stranded or gpu.sessions:
                 continue
@@ -115,22 +140,24 @@ class Assignment:
 
     def _allowed(self, gpu: Gpu, workload: e.Workload) -> bool:
         """Whether it fits, and leaves enough GPUs to batch work."""
-        if coefficient(self._state.policy, gpu, workload) <= 0:
+        if coefficient(self._state.policy, gpu, workload) <= 0 or self._fleet.fails(
+            gpu, workload, self._now_ms
+        ):
             return False
         if workload.mode == "finetune" or self._fleet.makes[gpu.gpu].batch is None:
             return True
-        already = gpu.purpose == "chat"
-        return self._kept() - (not already) >= self._state.policy.reserved
+        return self.kept - (not self._out(gpu)) >= self._state.policy.reserved
 
-    def _kept(self) -> int:
-        """GPUs that can do batch work and serve no chats."""
-        return self._fleet.batchable - self._chatting
+    @staticmethod
+    def _out(gpu: Gpu) -> bool:
+        """Whether it is not kept for batch work now."""
+        return gpu.purpose == "chat" or gpu.lent
 
     def _assign(self, gpu: Gpu, workload: e.Workload, reason: str) -> None:
         self._plan.append(assign(self._state, gpu, workload, reason, self._now_ms))
-        self._taken.add(gpu.gpu)
+        self.taken.add(gpu.gpu)
         if self._fleet.makes[gpu.gpu].batch is not None:
-            self._chatting += (workload.mode == "create") - (gpu.purpose == "chat")
+            self.kept += self._out(gpu) - (workload.mode == "create")
         slots = coefficient(self._state.policy, gpu, workload)
         for need in self.needs:
             if need.workload == workload:
@@ -142,11 +169,11 @@ class Assignment:
         """Give it vacant GPUs of workloads that nobody waits for, if loading is faster than waiting."""
         if need.wait_ms is not None and need.wait_ms <= self._fleet.load(need.workload.model):
             return
-        while need.missing > 0:
+        while need.missing > 0 and len(self._plan) < self._room:
             gpu = self._vacant(need.workload) or self._dozing(need.workload)
             if gpu is None:
                 return
-            self._drain(gpu, need, "nobody waits for what it served")
+            self._give(gpu, need, "nobody waits for what it served")
 
     def _dozing(self, wanted: e.Workload) -> Gpu | None:
         """Return a GPU of which nobody waits for the workload, and whose sessions all fell silent long ago."""
@@ -156,7 +183,7 @@ class Assignment:
                 continue
             for gpu in self._emptiest(work, make):
                 dozing = bool(gpu.sessions) and all(self._dozes(each) for each in gpu.sessions)
-                if dozing and self._allowed(gpu, wanted):
+                if dozing and self._may_go(gpu, wanted):
                     return gpu
         return None
 
@@ -184,26 +211,46 @@ class Assignment:
             for make in sorted(self._fleet.vacant[work]):
                 if make.fixed or wanted not in make.workloads:
                     continue
-                gpu = self._first(self._fleet.vacant[work][make], wanted)
+                gpu = self._first(work, make, wanted)
                 if gpu is not None and (best is None or gpu.vacant_ms < best.vacant_ms):
                     best = gpu
         return best
 
-    def _first(self, names: dict[str, None], wanted: e.Workload) -> Gpu | None:
+    def _first(self, work: e.Workload, make: Make, wanted: e.Workload) -> Gpu | None:
+        """Return the first that may change, longest vacant first; each is looked at once in a plan."""
+        key = (wanted, work, make)
+        names = self._looks.get(key)
+        if names is None:
+            names = self._looks[key] = iter(list(islice(self._fleet.vacant[work][make], MOST)))
         settled_ms = self._now_ms - self._state.policy.switch_after_ms
-        for name in names:  # longest vacant first
+        for name in names:
             gpu = self._state.gpus[name]
             if gpu.vacant_ms > settled_ms:
                 return None
-            if name not in self._taken and gpu.settled and self._allowed(gpu, wanted):
+            if name not in self.taken and self._may_go(gpu, wanted):
                 return gpu
         return None
 
-    def _drain(self, gpu: Gpu, need: Need, reason: str) -> None:
-        self._plan.append(drain(self._state, gpu, need.workload, reason, self._now_ms))
-        self._taken.add(gpu.gpu)
-        if need.workload.mode == "create" and gpu.purpose == "batch":
-            self._chatting += 1  # as good as gone from batch work
+    def _may_go(self, gpu: Gpu, wanted: e.Workload) -> bool:
+        """Whether it can be taken from what it serves: nobody was admitted there who needs its room."""
+        work = serves(gpu)
+        if work is None or not gpu.settled or not self._allowed(gpu, wanted):
+            return False
+        capacity = self._state.door.capacity(work)
+        left = capacity.room - self._withdrawn.get(work, 0) - _room(gpu)
+        return left >= capacity.admitted
+
+    def _drain(self, gpu: Gpu, target: e.Workload, reason: str) -> None:
+        self._plan.append(drain(self._state, gpu, target, reason, self._now_ms))
+        self.taken.add(gpu.gpu)
+        work = serves(gpu)
+        if work is not None:
+            self._withdrawn[work] = self._withdrawn.get(work, 0) + _room(gpu)
+        if target.mode == "create" and gpu.purpose == "batch" and not gpu.lent:
+            self.kept -= 1  # as good as gone from batch work
+
+    def _give(self, gpu: Gpu, need: Need, reason: str) -> None:
+        self._drain(gpu, need.workload, reason)
         need.missing -= coefficient(self._state.policy, gpu, need.workload)
 
     # -- GPUs that batch work borrowed
@@ -218,15 +265,15 @@ class Assignment:
             if work.mode != "finetune":
                 continue
             for gpu in self._emptiest(work, make):
-                if need.missing <= 0:
+                if need.missing <= 0 or len(self._plan) >= self._room:
                     return
-                if self._allowed(gpu, need.workload):
-                    self._drain(gpu, need, "chats need what batch work borrowed")
+                if self._may_go(gpu, need.workload):
+                    self._give(gpu, need, "chats need what batch work borrowed")
 
     def _emptiest(self, work: e.Workload, make: Make) -> list[Gpu]:
         """Return some GPUs of a kind that may change, the emptiest first."""
         names = self._fleet.seated[work][make]
-        found = [self._state.gpus[name] for name in islice(names, LOOKED_AT) if name not in self._taken]
+        found = [self._state.gpus[name] for name in islice(names, LOOKED_AT) if name not in self.taken]
         return sorted((each for each in found if each.settled), key=lambda gpu: len(gpu.sessions))
 
     # -- models that would starve
@@ -242,12 +289,14 @@ class Assignment:
         for _, other, make in sorted((-self._gpus(w), w, m) for w, m in self._others(work)):
             if not alone and not self._better_off(other, need):
                 continue
-            if work.mode == "finetune" and other in {each.workload for each in self.needs}:
-                continue  # they would take it back at once
+            if work.mode == "finetune" and other.mode == "create":
+                continue  # they would take it back at once; what chats do not use it is given without this
             for gpu in self._emptiest(other, make):
-                served_ms = self._now_ms - gpu.assigned_ms
-                if served_ms >= policy.starve_after_ms and self._allowed(gpu, work):
-                    self._drain(gpu, need, f"{work.model} waits for {need.waited_ms / 1000:.0f} s")
+                # A GPU that took long to load must serve as long before it is loaded anew.
+                tenure_ms = max(policy.starve_after_ms, self._fleet.load(other.model))
+                served_ms = self._now_ms - gpu.ready_ms if gpu.state == "ready" else 0
+                if served_ms >= tenure_ms and self._may_go(gpu, work):
+                    self._give(gpu, need, f"{work.model} waits for {need.waited_ms / 1000:.0f} s")
                     return
 
     def _gpus(self, work: e.Workload) -> int:
@@ -273,7 +322,7 @@ class Assignment:
         """GPUs were lost, or more are to be kept: chats give some back."""
         fleet = self._fleet
         wanted = min(self._state.policy.reserved, fleet.batchable)
-        short = wanted - self._kept() - fleet.returning
+        short = wanted - self.kept - fleet.returning
         for work in sorted(fleet.seated) if short > 0 else ():
             if work.mode == "finetune":
                 continue
@@ -284,8 +333,9 @@ class Assignment:
                     if short <= 0:
                         return
                     if coefficient(self._state.policy, gpu, make.batch) > 0:
-                        self._plan.append(
-                            drain(self._state, gpu, make.batch, "kept for batch work", self._now_ms)
-                        )
-                        self._taken.add(gpu.gpu)
+                        self._drain(gpu, make.batch, "kept for batch work")
                         short -= 1
+
+
+def _room(gpu: Gpu) -> int:
+    return max(0, gpu.slots - len(gpu.sessions)) if gpu.state == "ready" else 0

@@ -38,9 +38,9 @@ def _loading(state: Occupancy, workload: e.Workload) -> ColdStart | None:
     loading = [state.gpus[name] for name in names if state.gpus[name].state == "assigned"]
     if not loading:
         return None
-    gpu = min(loading, key=lambda each: (each.assigned_ms, each.gpu))
+    gpu = min(loading, key=lambda each: (each.asked_ms, each.gpu))
     expected_ms = state.fleet.load_ms.get(workload.model)
-    return _stage(state, "loading", gpu.gpu, gpu.assigned_ms, expected_ms)
+    return _stage(state, "loading", gpu.gpu, gpu.asked_ms, expected_ms)
 
 
 def _draining(state: Occupancy, workload: e.Workload) -> ColdStart | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
+
 import msgspec
 
 from helix_es.core import events as e
@@ -12,12 +15,22 @@ MOST = (
     256  # decisions in one plan: bounds a plan's cost; the next one follows as soon as these are in the log
 )
 
+TURN_MS = 250  # the clock's step: a scheduler's beat
+
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """A fact to append, and the sequence that its fence must still have."""
 
     event: e.AnyEvent
     expected_seq: int
+
+
+def some(index: Mapping[str, object], now_ms: int, most: int = MOST) -> list[str]:
+    """Return at most `most` names of `index`; of a longer one others each time, so that none hides behind the first."""
+    if len(index) <= most:
+        return list(index)
+    start = now_ms // TURN_MS * most % len(index)
+    return [*islice(index, start, start + most), *islice(index, max(0, start + most - len(index)))]
 
 
 def release(state: Occupancy, seat: Seat, reason: e.ReleaseReason, now_ms: int) -> Decision:

@@ -271,6 +271,8 @@ class GpuLeft(Event, tag="gpu.left", frozen=True, kw_only=True):
 
     gpu: GpuId
     incarnation: str
+    failed: Workload | None = None
+    """What it could not load, if that is why it left."""
 
 
 class GpuAssigned(Event, tag="gpu.assigned", frozen=True, kw_only=True):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import msgspec
 from sortedcontainers import SortedList
 
-
 TURN = 1 << 20  # parts of a turn: owners who wait share one
 
 
@@ -19,9 +18,9 @@ class Place(NamedTuple):
     rank: int
     """The priority class, negated."""
     share: int
-    """Virtual start, in parts of a turn: how far this owner is ahead of the fair share (start-time fair queueing, Goyal,
-    Vin and Cheng, SIGCOMM 1996; the virtual time is that of weighted fair queueing, Demers, Keshav and Shenker,
-    SIGCOMM 1989; every turn has weight and length one)."""
+    """Virtual start, in parts of a turn: how far this owner is ahead of the fair share (start-time fair queueing,
+    Goyal, Vin and Cheng, SIGCOMM 1996; the virtual time is that of weighted fair queueing, Demers, Keshav and
+    Shenker, SIGCOMM 1989; every turn has weight and length one)."""
     seq: int
     session: str
 

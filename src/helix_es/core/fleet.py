@@ -9,6 +9,7 @@ import msgspec
 from helix_es.core import events as e
 from helix_es.core.floor import Capacity, Gpu, Make, coefficient, serves
 
+BACKOFF_MS, MOST_BACKOFF_MS = 5_000, 600_000  # after a load that failed, as a supervisor's restarts
 PRIOR_LOAD_MS = 10_000  # before any was measured: some GiB from a local disk
 
 Index = dict[e.Workload, dict[Make, dict[str, None]]]
@@ -55,6 +56,12 @@ class Fleet:
         """model -> how long it took to load, the last time that it had to be."""
         self.unassigned: dict[str, None] = {}
         """GPUs that serve nothing and could."""
+        self.useless: dict[str, None] = {}
+        """GPUs that the coefficients leave nothing to serve."""
+        self.unsettled: dict[str, None] = {}
+        """GPUs that have not answered an assignment, in the order of these."""
+        self.failed: dict[str, dict[str, tuple[int, int]]] = {}
+        """GPU -> `<mode>/<model>` that it could not load -> how often in a row, and when last."""
         self.vacant: Index = {}
         """Ready, and nobody is bound to them."""
         self.seated: Index = {}
@@ -71,6 +78,8 @@ class Fleet:
         """Those of them that serve chats, or have not yet stopped to."""
         self.returning = 0
         """Those of these that drain for batch work."""
+        self.lent = 0
+        """GPUs of batch work that drain to serve chats, or to leave."""
 
     # -- the fold: what facts about GPUs and pools change
 
@@ -117,12 +126,12 @@ class Fleet:
             "next": event.next,
             "leaving": event.leaving,
             "assigned_seq": record.seq,
+            "asked_ms": record.at_ms,
         }
         if (gpu.model, gpu.type, gpu.purpose) != (event.model, event.type, event.purpose):
             changes |= {"state": "assigned", "model": event.model, "type": event.type}
-            changes["assigned_ms"] = record.at_ms
         elif gpu.slots == 0:
-            changes["vacant_ms"] = record.at_ms
+            changes |= {"vacant_ms": record.at_ms, "ready_ms": record.at_ms}
         if event.slots == 0 and not gpu.draining:
             changes["drained_ms"] = record.at_ms
         self.change(gpu, changes)
@@ -136,10 +145,19 @@ class Fleet:
             return
         changes: dict[str, object] = {"settled": True}
         if gpu.state == "assigned":
-            changes |= {"state": "ready", "load_ms": event.load_ms, "vacant_ms": record.at_ms}
+            changes |= {"state": "ready", "load_ms": event.load_ms}
+            changes |= {"vacant_ms": record.at_ms, "ready_ms": record.at_ms}
+            self.failed.get(gpu.gpu, {}).pop(_name(gpu), None)
             if event.load_ms:
                 self.load_ms[event.model] = event.load_ms
         self.change(gpu, changes)
+
+    def could_not_load(self, record: e.Recorded, event: e.GpuLeft) -> None:
+        """Remember what it left for, beyond this life of it."""
+        if event.failed is not None:
+            key = f"{event.failed.mode}/{event.failed.model}"
+            times, _ = self.failed.get(event.gpu, {}).get(key, (0, 0))
+            self.failed.setdefault(event.gpu, {})[key] = (min(times + 1, 20), record.at_ms)
 
     def strain(self, name: str, incarnation: str, workload: e.Workload, held: int) -> None:
         """Memory ran out on a GPU that held so many sessions: one fewer fits."""
@@ -229,6 +247,16 @@ class Fleet:
             pool = self.pools[name] = Pool()
         return pool
 
+    @property
+    def kept(self) -> int:
+        """GPUs that can do batch work, serve no chats, and are not about to."""
+        return self.batchable - self.chatting - self.lent
+
+    def fails(self, gpu: Gpu, workload: e.Workload, now_ms: int) -> bool:
+        """Whether `gpu` could not load `workload` a short while ago; each failure doubles the while."""
+        times, at_ms = self.failed.get(gpu.gpu, {}).get(f"{workload.mode}/{workload.model}", (0, 0))
+        return times > 0 and now_ms - at_ms < min(MOST_BACKOFF_MS, BACKOFF_MS * 2**times)
+
     def load(self, model: str) -> int:
         """Return how long loading `model` is expected to take, ms."""
         return self.load_ms.get(model, PRIOR_LOAD_MS)
@@ -245,6 +273,7 @@ class Fleet:
             if gpu.purpose == "chat":
                 self.chatting += sign
                 self.returning += sign * (gpu.next is not None and gpu.next.mode == "finetune")
+            self.lent += sign * gpu.lent
         workload = serves(gpu)
         if workload is not None:
             self._account_slots(gpu, workload, sign)
@@ -266,6 +295,8 @@ class Fleet:
 
     def _list(self, gpu: Gpu, workload: e.Workload | None) -> None:
         name, make = gpu.gpu, self.makes[gpu.gpu]
+        if not gpu.settled:
+            self.unsettled[name] = None
         if workload is None:
             self._list_unassigned(gpu)
             return
@@ -291,10 +322,12 @@ class Fleet:
     def _list_unassigned(self, gpu: Gpu) -> None:
         if any(coefficient(self.policy, gpu, each) > 0 for each in gpu.workloads):
             self.unassigned[gpu.gpu] = None
+        else:
+            self.useless[gpu.gpu] = None
 
     def _forget(self, gpu: Gpu, workload: e.Workload | None) -> None:
         name = gpu.gpu
-        for each in (self.unassigned, self.over, self.resizable):
+        for each in (self.unassigned, self.useless, self.unsettled, self.over, self.resizable):
             each.pop(name, None)
         if workload is not None:
             self._unlist(self.vacant, workload, gpu)
@@ -313,3 +346,7 @@ class Fleet:
             del by_make[make]
             if not by_make:
                 del index[workload]
+
+
+def _name(gpu: Gpu) -> str:
+    return f"{'finetune' if gpu.purpose == 'batch' else 'create'}/{gpu.model}"

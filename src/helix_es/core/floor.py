@@ -86,7 +86,10 @@ class Gpu(msgspec.Struct, kw_only=True):
     last_seq: int = 0
     joined_ms: int = 0
     assigned_seq: int = 0
-    assigned_ms: int = 0
+    asked_ms: int = 0
+    """When it was assigned anything last."""
+    ready_ms: int = 0
+    """Since when it serves what it serves."""
     vacant_ms: int = 0
     """Since when nobody is bound to it."""
     silence_ms: int = 0
@@ -104,6 +107,11 @@ class Gpu(msgspec.Struct, kw_only=True):
     def drained(self) -> bool:
         """Whether it may be given to another workload: nobody is bound to it, and nobody will be."""
         return self.draining and self.state == "ready" and self.settled and not self.sessions
+
+    @property
+    def lent(self) -> bool:
+        """Whether it is as good as gone from batch work."""
+        return self.purpose == "batch" and self.draining and (self.next is None or self.next.mode == "create")
 
     @property
     def make(self) -> Make:

@@ -28,7 +28,7 @@ def loading(fleet: Fleet, workload: e.Workload, now_ms: int) -> tuple[Coming, ..
     gpus = [fleet.gpus[name] for name in names]
     return tuple(
         sorted(
-            Coming(max(0, gpu.assigned_ms + load_ms - now_ms), gpu.slots)
+            Coming(max(0, gpu.asked_ms + load_ms - now_ms), gpu.slots)
             for gpu in gpus
             if gpu.state == "assigned" and gpu.slots
         )

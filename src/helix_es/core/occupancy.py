@@ -41,6 +41,8 @@ class Occupancy:
         # Indexes, so that a decision only looks at what it is about.
         self.idle: dict[e.Workload, OrderedDict[str, int]] = {}
         """Silent sessions in the order in which they fell silent, and since when, Unix ms."""
+        self.admitted: dict[e.Workload, dict[str, None]] = {}
+        """Sessions whose turn is a task that no GPU has started yet, in the order of their admission."""
         self.orphans: dict[str, e.ReleaseReason] = {}
         self.stranded: dict[str, int] = {}
         """GPU -> sessions that an earlier incarnation of it still holds in the log."""
@@ -77,6 +79,13 @@ class Occupancy:
         owner = "" if place is None else self.seats[place.session].owner
         outlook = Outlook(now_ms, self.policy.idle_after_ms, loading(self.fleet, workload, now_ms))
         return self.door.wait_ms(workload, position, owner, outlook)
+
+    def admissible(self, workload: e.Workload, most: int) -> int:
+        """Return how many of those who wait a free slot could be given to, `most` at most; owners' limits count."""
+        queue, limit = self.door.queue(workload), self.policy.slots_per_owner
+        if not limit:
+            return min(most, queue.eligible)
+        return len(queue.next(most, {owner: limit - held for owner, held in self.held.items()}, limit))
 
     def divided_ms(self, workload: e.Workload, now_ms: int) -> int:
         """Return for how long, in all, somebody waited for `workload` whom a GPU kept for the other work could serve.
@@ -194,6 +203,7 @@ class Occupancy:
             self.door.rate(seat.workload).accuracy.admitted(seat.estimated_ms, event.waited_ms)
         self._leave_door(seat, served=True)
         self.door.capacity(seat.workload).admitted += 1
+        self.admitted.setdefault(seat.workload, {})[seat.session] = None
         self._hold(seat.owner, +1)
 
     def _wait(self, owner: str, change: int) -> None:
@@ -240,9 +250,13 @@ class Occupancy:
             return
         seat, before = step
         if before == "admitted":
-            self.door.capacity(seat.workload).admitted -= 1
+            self._not_admitted(seat)
             self._bind(seat, event.gpu, event.incarnation)
             self.door.began(seat.workload, record.at_ms)
+
+    def _not_admitted(self, seat: Seat) -> None:
+        self.door.capacity(seat.workload).admitted -= 1
+        del self.admitted[seat.workload][seat.session]
 
     def _bind(self, seat: Seat, gpu_id: e.GpuId, incarnation: str) -> None:
         seat.gpu, seat.incarnation = gpu_id, incarnation
@@ -305,7 +319,7 @@ class Occupancy:
         if before == "queued":
             self._leave_door(seat, served=False)
         elif before == "admitted":
-            self.door.capacity(seat.workload).admitted -= 1
+            self._not_admitted(seat)
             self._hold(seat.owner, -1)
         del self.seats[seat.session]
 
@@ -374,6 +388,7 @@ class Occupancy:
 
     def _left(self, record: e.Recorded, event: e.GpuLeft) -> None:
         if self.fleet.live(record, event) is not None:
+            self.fleet.could_not_load(record, event)
             self._drop_gpu(event.gpu, "drained")
 
     def _lost(self, record: e.Recorded, event: e.GpuLost) -> None:

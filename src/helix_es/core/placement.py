@@ -6,7 +6,7 @@ from itertools import islice
 
 from helix_es.core import events as e
 from helix_es.core.assignment import Assignment
-from helix_es.core.decision import MOST, Decision, assign, drain, give_up, release
+from helix_es.core.decision import MOST, Decision, assign, drain, give_up, release, some
 from helix_es.core.floor import Gpu, coefficient, serves
 from helix_es.core.growth import resizes
 from helix_es.core.occupancy import Occupancy
@@ -73,7 +73,7 @@ def _give_ups(state: Occupancy, now_ms: int) -> list[Decision]:
 def _drains(state: Occupancy, now_ms: int) -> list[Decision]:
     """From a GPU that holds more than it should go those who are silent; a fine-tune in the way of chats is moved."""
     plan: list[Decision] = []
-    for name in islice(state.fleet.over, MOST):
+    for name in some(state.fleet.over, now_ms):
         gpu = state.gpus[name]
         surplus = len(gpu.sessions) - gpu.slots
         for session in gpu.sessions:
@@ -118,7 +118,7 @@ def _move(state: Occupancy, session: str, now_ms: int) -> list[Decision]:
 def _coefficients(state: Occupancy, now_ms: int) -> list[Decision]:
     """GPUs whose slots are not what the rules say (any more). Nobody is cut off: they fill up or drain to it."""
     plan = []
-    for name in islice(state.fleet.resizable, MOST):
+    for name in some(state.fleet.resizable, now_ms):
         gpu = state.gpus[name]
         workload = serves(gpu)
         if workload is None or not gpu.settled:
@@ -180,7 +180,8 @@ def _evictions(
 ) -> list[Decision]:
     """Whoever was silent longest gives way, one for each that still waits and has no slot coming."""
     idle = state.idle.get(workload)
-    demand = state.door.queue(workload).eligible - admitted + state.door.capacity(workload).overdue
+    waiting = state.admissible(workload, MOST + admitted)
+    demand = waiting - admitted + state.door.capacity(workload).overdue
     wanted = min(demand - _coming(state, workload), room)
     if not idle or wanted <= 0:
         return []
@@ -196,4 +197,4 @@ def _evictions(
 
 def _coming(state: Occupancy, workload: e.Workload) -> int:
     """Slots that sessions already ordered to go will give."""
-    return sum(1 for session in list(state.orphans)[:MOST] if state.seats[session].workload == workload)
+    return sum(1 for session in islice(state.orphans, MOST) if state.seats[session].workload == workload)

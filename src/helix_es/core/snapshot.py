@@ -30,6 +30,8 @@ class _Order(msgspec.Struct, kw_only=True):
     """GPUs of an index, in its order; everything else of an index follows from the GPUs."""
 
     unassigned: list[str]
+    useless: list[str]
+    unsettled: list[str]
     vacant: list[str]
     seated: list[str]
     over: list[str]
@@ -54,6 +56,8 @@ class _Snapshot(msgspec.Struct, kw_only=True):
     yielding: list[str]
     pools: dict[str, Pool]
     load_ms: dict[str, int]
+    failed: dict[str, dict[str, tuple[int, int]]]
+    admitted: list[str]
     order: _Order
 
 
@@ -91,6 +95,8 @@ def dump(state: Occupancy) -> bytes:
             yielding=list(state.yielding),
             pools=dict(sorted(state.fleet.pools.items())),
             load_ms=dict(sorted(state.fleet.load_ms.items())),
+            failed={gpu: each for gpu, each in sorted(state.fleet.failed.items()) if each},
+            admitted=[name for work in sorted(state.admitted) for name in state.admitted[work]],
             order=_order(state.fleet),
         )
     )
@@ -99,6 +105,8 @@ def dump(state: Occupancy) -> bytes:
 def _order(fleet: Fleet) -> _Order:
     return _Order(
         unassigned=list(fleet.unassigned),
+        useless=list(fleet.useless),
+        unsettled=list(fleet.unsettled),
         vacant=_names(fleet.vacant),
         seated=_names(fleet.seated),
         over=list(fleet.over),
@@ -128,6 +136,8 @@ def load(data: bytes) -> Occupancy:
         _load_door(state, each)
     for seat in raw.seats:
         _load_seat(state, seat)
+    for name in raw.admitted:
+        state.admitted.setdefault(state.seats[name].workload, {})[name] = None
     _load_fleet(state, raw)
     most = state.policy.slots_per_owner
     for owner, held in state.held.items():
@@ -150,6 +160,7 @@ def _load_fleet(state: Occupancy, raw: _Snapshot) -> None:
     """Take in the GPUs, then put each index into the order that it had."""
     fleet = state.fleet
     fleet.policy, fleet.fences, fleet.load_ms = raw.policy, raw.fences, raw.load_ms
+    fleet.failed = raw.failed
     for name, pool in raw.pools.items():
         pool.present = pool.leaving = 0  # counted again as they come in
         fleet.pools[name] = pool
@@ -159,6 +170,8 @@ def _load_fleet(state: Occupancy, raw: _Snapshot) -> None:
     for work, (slots, room) in counted.items():
         state.door.capacities[work].slots, state.door.capacities[work].room = slots, room
     _reorder(fleet.unassigned, raw.order.unassigned)
+    _reorder(fleet.useless, raw.order.useless)
+    _reorder(fleet.unsettled, raw.order.unsettled)
     _reorder(fleet.over, raw.order.over)
     _reorder(fleet.resizable, raw.order.resizable)
     for index, order in ((fleet.vacant, raw.order.vacant), (fleet.seated, raw.order.seated)):
