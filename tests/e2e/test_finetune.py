@@ -56,7 +56,7 @@ async def tune(client: Client, name: str, **params: Any) -> str:
     return str(answer.json()["session_id"])
 
 
-QUICK = {"max_steps": 24, "batch_size": 1, "sequence_tokens": 48, "checkpoint_steps": 6, "held_out": 0.1}
+QUICK = {"max_steps": 16, "batch_size": 1, "sequence_tokens": 48, "checkpoint_steps": 4, "held_out": 0.1}
 
 
 async def test_a_killed_fine_tune_goes_on_from_its_last_checkpoint_on_another_runner(school: Shop) -> None:
