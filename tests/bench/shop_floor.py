@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from helix_es.core import events as e
-from helix_es.core.errors import Conflict
+from helix_es.core.errors import Conflict, Unavailable
 from helix_es.jetstream.client import Connection, NatsSettings, connect
 from helix_es.jetstream.log import JetStreamLog
 from tests.conftest import NatsServer
@@ -118,7 +118,7 @@ async def followed(server: NatsServer) -> AsyncIterator[tuple[JetStreamLog, Foll
         try:
             await log.last_seq()
             break
-        except Exception:  # not there yet
+        except Unavailable:  # the scheduler has not made it yet
             await asyncio.sleep(0.05)
     follower = Follower(log)
     following = asyncio.create_task(follower.run())
