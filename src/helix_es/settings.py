@@ -101,6 +101,28 @@ class Auth(_Strict, frozen=True, kw_only=True):
     """SHA-256 of an API key, in hex -> owner. The key itself stands nowhere."""
     workers: dict[str, str] = {}
     """SHA-256 of a worker's key, in hex -> the one worker that may use it, or `*` for any. Workers see every prompt."""
+    analysts: list[str] = []
+    """Owners who may ask the analytics over HTTP; these hold what everybody said."""
+
+
+class Analytics(_Strict, frozen=True, kw_only=True):
+    """[analytics]: the log as tables, and what a query may use."""
+
+    folder: str | None = None
+    """Where `helix analytics` keeps its database and its snapshots for readers; by default `analytics` beside NATS's
+    data of `helix up`."""
+    parquet: str | None = None
+    """Where it exports every full hour to; by default `parquet` in that folder."""
+    export_every_s: float = 3_600.0
+    """0: never."""
+    fresh_s: float = 2.0
+    """How old the snapshot may be that a query reads, while the log goes on."""
+    query_s: float = 10.0
+    """A query that runs longer is ended."""
+    query_rows: int = 10_000
+    """A query returns no more rows than this; it says so when there were more."""
+    query_bytes: int = 536_870_912
+    """Memory that a query may use."""
 
 
 ANY_WORKER = "*"
@@ -118,6 +140,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     sessions: Sessions = Sessions()
     limits: Limits = Limits()
     auth: Auth = Auth()
+    analytics: Analytics = Analytics()
 
     @property
     def policy(self) -> Policy:
@@ -198,6 +221,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "scheduling.switch_after_s": (0, 86_400),
     "scheduling.starve_after_s": (0, 86_400),
     "scheduling.attempts": (1, 100),
+    "analytics.export_every_s": (0, 7 * 86_400),
+    "analytics.fresh_s": (0, 3_600),
+    "analytics.query_s": (0.1, 3_600),
+    "analytics.query_rows": (1, 10_000_000),
+    "analytics.query_bytes": (1 << 24, 1 << 40),
 }
 
 

@@ -48,7 +48,7 @@ def release(state: Occupancy, seat: Seat, reason: e.ReleaseReason, now_ms: int) 
     )
 
 
-def give_up(seat: Seat, code: str, message: str) -> Decision:
+def give_up(state: Occupancy, seat: Seat, code: str, message: str, now_ms: int) -> Decision:
     """The turn, which waits at the door, fails there."""
     return Decision(
         event=e.TurnFailed(
@@ -57,6 +57,8 @@ def give_up(seat: Seat, code: str, message: str) -> Decision:
             attempt=seat.attempt,
             gpu=e.NO_GPU,
             error=e.Failure(code=code, message=message),
+            decided_seq=state.seq,
+            decided_at_ms=now_ms,
         ),
         expected_seq=seat.last_seq,
     )

@@ -215,6 +215,9 @@ class TurnFailed(Event, tag="turn.failed", frozen=True, kw_only=True):
     gpu: GpuId
     error: Failure
     output: str = ""
+    decided_seq: int | None = None
+    """If the scheduler gave it up: the log sequence that the decision was folded to. None: a runner failed it."""
+    decided_at_ms: int | None = None
 
 
 class TurnCancelled(Event, tag="turn.cancelled", frozen=True, kw_only=True):

@@ -57,16 +57,16 @@ def _give_ups(state: Occupancy, now_ms: int) -> list[Decision]:
     for session in islice(state.poisoned, MOST):
         seat = state.seats[session]
         told = "; ".join(seat.strikes)
-        plan.append(give_up(seat, "poison_turn", f"given up after {len(seat.strikes)} GPUs: {told}"))
+        text = f"given up after {len(seat.strikes)} GPUs: {told}"
+        plan.append(give_up(state, seat, "poison_turn", text, now_ms))
     for deadline_ms, session in islice(state.deadlines, MOST):
         if deadline_ms > now_ms:
             break
         seat = state.seats[session]
         if session not in state.poisoned:
             waited_s = (deadline_ms - seat.queued_ms) / 1000
-            plan.append(
-                give_up(seat, "wait_exceeded", f"no slot came free within {waited_s:g} s (max_wait_s)")
-            )
+            text = f"no slot came free within {waited_s:g} s (max_wait_s)"
+            plan.append(give_up(state, seat, "wait_exceeded", text, now_ms))
     return plan
 
 

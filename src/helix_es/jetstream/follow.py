@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -26,11 +27,47 @@ RETRY_S = 0.2
 TRACE = b"\r\ntraceparent:"
 
 
-class _Reader:
+T = TypeVar("T")
+
+Make = Callable[[int, int, str, bytes, bytes], T]
+"""Of a message: sequence, Unix ms, subject, headers as they came, body -> what the follower gets."""
+
+
+class Message(NamedTuple):
+    """A stored message as it is, for whoever keeps the bytes too."""
+
+    seq: int
+    at_ms: int
+    """The server's timestamp, Unix ms."""
+    subject: str
+    trace: str | None
+    """W3C `traceparent`."""
+    body: bytes
+
+
+def recorded(seq: int, at_ms: int, subject: str, headers: bytes, data: bytes) -> Recorded:
+    """Return the fact in a message; one without if it is unreadable."""
+    try:
+        event = decode(subject, data)
+    except Unreadable as error:
+        log.warning("unreadable_message", seq=seq, subject=subject, error=str(error)[:200])
+        event = None
+    if TRACE in headers:
+        return Recorded(seq, at_ms, subject, event, {"traceparent": _trace(headers)})
+    return Recorded(seq, at_ms, subject, event)
+
+
+def message(seq: int, at_ms: int, subject: str, headers: bytes, data: bytes) -> Message:
+    """Return the message itself."""
+    return Message(seq, at_ms, subject, _trace(headers) if TRACE in headers else None, data)
+
+
+class _Reader(Generic[T]):
     """What came in since the iterator last looked; filled inside the connection's reader."""
 
-    def __init__(self, after_seq: int) -> None:
-        self.records: list[Recorded] = []
+    def __init__(self, after_seq: int, make: Make[T]) -> None:
+        self._make = make
+        self.records: list[T] = []
         self.seq = after_seq
         self.delivered = 0
         self.pending: int | None = None
@@ -51,17 +88,8 @@ class _Reader:
             return
         self.delivered += 1
         self.outstanding -= 1
-        try:
-            event = decode(subject, data)
-        except Unreadable as error:
-            log.warning("unreadable_message", seq=int(seq), subject=subject, error=str(error)[:200])
-            event = None
         self.seq = int(seq)
-        at_ms = int(stamp_ns) // 1_000_000
-        if TRACE in headers:
-            self.records.append(Recorded(self.seq, at_ms, subject, event, {"traceparent": _trace(headers)}))
-        else:
-            self.records.append(Recorded(self.seq, at_ms, subject, event))
+        self.records.append(self._make(self.seq, int(stamp_ns) // 1_000_000, subject, headers, data))
         self.pending = int(pending)
         self.arrived.set()
 
@@ -84,26 +112,41 @@ async def follow(
     connection: Connection, stream: str, after_seq: int, filters: Sequence[str] = ()
 ) -> AsyncIterator[Batch]:
     """Yield all of `stream` after `after_seq`, for ever; see `Log.follow`."""
+    async for records, pending in _follow(connection, stream, after_seq, filters, recorded):
+        yield Batch(records, pending)
+
+
+async def follow_messages(
+    connection: Connection, stream: str, after_seq: int
+) -> AsyncIterator[tuple[list[Message], int]]:
+    """Yield all of `stream` as it is stored, with how many more there were, as `follow` does."""
+    async for each in _follow(connection, stream, after_seq, (), message):
+        yield each
+
+
+async def _follow(
+    connection: Connection, stream: str, after_seq: int, filters: Sequence[str], make: Make[T]
+) -> AsyncIterator[tuple[list[T], int]]:
     while True:
         try:
-            async for batch, seq in _attempt(connection, stream, after_seq, filters):
+            async for records, pending, seq in _attempt(connection, stream, after_seq, filters, make):
                 after_seq = max(after_seq, seq)
-                yield batch
+                yield records, pending
         except HelixError as error:
             log.warning("follow_restarts", stream=stream, after_seq=after_seq, error=str(error))
         await asyncio.sleep(RETRY_S)
 
 
 async def _attempt(
-    connection: Connection, stream: str, after_seq: int, filters: Sequence[str]
-) -> AsyncIterator[tuple[Batch, int]]:
-    reader = _Reader(after_seq)
+    connection: Connection, stream: str, after_seq: int, filters: Sequence[str], make: Make[T]
+) -> AsyncIterator[tuple[list[T], int, int]]:
+    reader = _Reader(after_seq, make)
     inbox = connection.nc.new_inbox()
     sub = await connection.sink(inbox, reader.sink)
     try:
         consumer, pending = await _create(connection, stream, after_seq, filters)
         if pending == 0:
-            yield Batch([], 0), after_seq
+            yield [], 0, after_seq
         pull = msgspec.json.encode(
             {"batch": PULL, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
         )
@@ -119,7 +162,7 @@ async def _attempt(
             reader.arrived.clear()
             records, reader.records = reader.records, []
             if records:
-                yield Batch(records, reader.pending or 0), reader.seq
+                yield records, reader.pending or 0, reader.seq
             if reader.broken:
                 raise Unavailable(f"{stream}: {reader.broken}")
     finally:

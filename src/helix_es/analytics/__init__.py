@@ -1,0 +1,1 @@
+"""What analysts ask: the tables of the log, read safely, and the log as Parquet files."""
