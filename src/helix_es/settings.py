@@ -10,6 +10,7 @@ import msgspec
 
 from helix_es.core.capacity import known_slots
 from helix_es.core.catalogue import BUILTIN, Model, checked
+from helix_es.core.decision import RULES
 from helix_es.core.errors import Misconfigured, Rejected
 from helix_es.core.events import Kind, Mode, Policy, PoolRule, Workload
 from helix_es.core.subjects import token
@@ -155,6 +156,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
             starve_after_ms=_ms(self.scheduling.starve_after_s),
             yield_ms=_ms(self.batch.yield_s),
             pools={name: self._rule(pool) for name, pool in self.pool.items()},
+            rules=RULES,
         )
 
     def _rule(self, pool: Pool) -> PoolRule:

@@ -30,6 +30,7 @@ PROMISES: dict[Rule, str] = {
     "slots": "no GPU above its slots, none given away while it holds somebody",
     "reserved": "no reserved GPU served a chat, none was given to chats below the reservation",
     "streams": "no token lost or doubled; what was told is what the log has",
+    "replayed": "every decision is made again, exactly, from the state that it names",
     "attempts": "every fact is of the attempt that started last; attempts have no gaps",
 }
 

@@ -14,6 +14,7 @@ Rule = Literal[
     "reserved",  # no reserved GPU ever served a chat
     "streams",  # no token was lost or doubled
     "attempts",  # nothing of a stale attempt is in a result
+    "replayed",  # every decision is made again exactly from the state that it names
 ]
 
 

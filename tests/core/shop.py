@@ -11,6 +11,7 @@ from helix_es.core.occupancy import Occupancy
 from helix_es.core.placement import Decision, decide
 from helix_es.core.session import OPEN
 from helix_es.core.subjects import session_filter
+from helix_es.core.verify import Report, Verification
 from helix_es.testing import InMemoryLog, matches
 
 WORK = e.Workload("create", "text", "mistral")
@@ -58,6 +59,15 @@ class Shop:
             return self.log.append_now(event, expected_seq=expected_seq, key=f"k{self.keys}")
         except Conflict:
             return None
+
+    def verified(self) -> Report:
+        """Return what comes of making every decision in the log again."""
+        verification = Verification()
+        for record in self.log.records:
+            verification.note(record)
+        for record in self.log.records:
+            verification.take(record)
+        return verification.end()
 
     def session(self, sid: str) -> Session:
         found = (r for r in self.log.records if matches(r.subject, session_filter(sid)))

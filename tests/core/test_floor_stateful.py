@@ -273,6 +273,7 @@ class FloorMachine(RuleBasedStateMachine):
         for sid in self.opened:
             session = shop.session(sid)
             assert session.open_turn is None, (session.phase, session.workload, session.turns[-1])
+        assert self.shop.verified().differences == []
 
 
 FloorMachine.TestCase.settings = settings(

@@ -196,6 +196,7 @@ class ShopMachine(RuleBasedStateMachine):
             session = shop.session(sid)
             assert session.open_turn is None, session
             assert all(t.ended_ms is not None for t in session.turns)
+        assert self.shop.verified().differences == []
 
 
 ShopMachine.TestCase.settings = settings(

@@ -11,6 +11,10 @@ from helix_es.core import events as e
 from helix_es.core.floor import Gpu, Seat, coefficient, purpose_of, serves
 from helix_es.core.occupancy import Occupancy
 
+RULES = 1
+"""One more whenever the same state is decided otherwise than before. It is in the log with the policy, so that a replay
+knows which decisions it can make again. tests/core/test_verify.py has a recorded log that tells."""
+
 MOST = (
     256  # decisions in one plan: bounds a plan's cost; the next one follows as soon as these are in the log
 )

@@ -83,3 +83,5 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     yield_ms: int = 10_000
     """How long a fine-tune that must give way may take to make a checkpoint."""
     pools: dict[str, PoolRule] = msgspec.field(default_factory=dict)
+    rules: int = 0
+    """Version of the code that decides by this, `decision.RULES`; 0: a log from before it was recorded."""
