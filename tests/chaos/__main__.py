@@ -22,6 +22,7 @@ from tests.chaos.lives import Lives
 from tests.chaos.plan import faults
 from tests.chaos.processes import now_ms
 from tests.chaos.proof import prove
+from tests.chaos.replayed import replayed
 from tests.chaos.shop import Shop
 from tests.chaos.strikes import Strikes
 from tests.chaos.told import Run
@@ -78,6 +79,7 @@ def judge(folder: Path) -> int:
     records = list(recorded(load(folder / "log.jsonl")))
     beats = list(recorded(load(folder / "beats.jsonl")))
     proof = prove(records, run.told)
+    proof.violations.extend(replayed(records))
     found = figures(run, records, beats, proof)
     report.write(run, found, proof, folder)
     report.show(run, found, proof, records)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from helix_es.core.events import Recorded
-from helix_es.core.verify import Verification
 from tests.chaos.lives import Lives
 from tests.chaos.slots import Slots
 from tests.chaos.streams import streams
@@ -36,19 +35,6 @@ def prove(records: Sequence[Recorded], told: Told) -> Proof:
         slots,
         [*gaps, *lives.violations, *slots.violations, *streams(lives, told), *_replayed(records)],
     )
-
-
-def _replayed(records: Sequence[Recorded]) -> list[Violation]:
-    """Return the decisions that do not follow from the log."""
-    verification = Verification()
-    for record in records:
-        verification.note(record)
-    for record in records:
-        verification.take(record)
-    return [
-        Violation(rule="replayed", seq=each.seq, text=f"{each.what}, from sequence {each.decided_seq}")
-        for each in verification.end().differences
-    ]
 
 
 def _gaps(records: Sequence[Recorded]) -> list[Violation]:

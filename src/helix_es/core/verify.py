@@ -204,5 +204,5 @@ def decided(event: e.AnyEvent | None) -> tuple[int, int] | None:
 
     That a GPU is lost and which policy holds are no decisions in this sense: they are facts that come from outside.
     """
-    seq = getattr(event, "decided_seq", None)
-    return None if seq is None else (seq, event.decided_at_ms)  # type: ignore[union-attr]
+    seq: int | None = getattr(event, "decided_seq", None)
+    return None if seq is None else (seq, getattr(event, "decided_at_ms", None) or 0)
