@@ -25,6 +25,7 @@ KNOWN = {
     "HELIX_NATS_USER",
     "HELIX_NATS_SEED_FILE",
     "HELIX_API_KEY",
+    "HELIX_DATA_DIR",
     "HELIX_GPU",
     "HELIX_LIVEZ_URL",
     "HF_TOKEN",
@@ -175,7 +176,7 @@ def test_only_the_text_runner_starts_unless_told(compose: dict[str, Any]) -> Non
 
 def test_each_service_holds_its_own_seed_and_no_other(compose: dict[str, Any]) -> None:
     holders = {name: service for name, service in compose["services"].items() if "secrets" in service}
-    assert set(holders) == {"api", "scheduler", *RUNNERS}
+    assert set(holders) == {"api", "scheduler", "analytics", *RUNNERS}
     for service in holders.values():
         user = service["environment"]["HELIX_NATS_USER"]
         assert service["secrets"] == [user]
@@ -221,6 +222,7 @@ def test_the_commands_are_the_command_lines(compose: dict[str, Any]) -> None:
         "nats": "nats-server -c /etc/nats/single.conf -a 0.0.0.0",
         "api": "helix api --host 0.0.0.0 --port 8080",
         "scheduler": "helix scheduler",
+        "analytics": "helix analytics --data-dir /var/lib/helix",
         "runner-text": "helix runner text --model mistral --device cuda:0",
     }
 

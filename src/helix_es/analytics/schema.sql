@@ -7,6 +7,9 @@ CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR);
 -- The last sequence of each stream that the rows below contain; committed together with them.
 CREATE TABLE position (stream VARCHAR PRIMARY KEY, seq BIGINT, logged_at TIMESTAMPTZ);
 
+-- The writer's own: its fold at some sequence, from which it goes on after a restart with the help of `events`.
+CREATE TABLE fold (seq BIGINT, state BLOB);
+
 -- Every stored message of LOG. What is unreadable has neither event nor body here; set_aside has its bytes.
 CREATE TABLE events (
   seq BIGINT, logged_at TIMESTAMPTZ, subject VARCHAR, event VARCHAR, session VARCHAR, turn INTEGER, attempt INTEGER,
@@ -36,6 +39,7 @@ CREATE TABLE sessions (
 
 -- One row a turn. `how`: 'queued' went through the door, 'continued' straight to the GPU that held the session.
 CREATE TABLE turns (
+  seq BIGINT,                -- of the fact that opened it
   session VARCHAR, turn INTEGER, owner VARCHAR, mode VARCHAR, type VARCHAR, model VARCHAR, adapter VARCHAR,
   how VARCHAR, state VARCHAR, attempts INTEGER, gpu VARCHAR, kind VARCHAR,
   slots INTEGER,             -- the coefficient of that GPU when the turn started
@@ -62,15 +66,19 @@ CREATE TABLE admissions (
   decided_seq BIGINT, decided_at TIMESTAMPTZ
 );
 
--- What a GPU held, from one change to the next. `to_at` is NULL for what holds now.
+-- What a GPU held, from one change to the next. `to_at` is NULL for what holds now. `state`: 'joined' (it has no
+-- model yet), 'assigned' (it loads one), 'ready', 'draining' (it takes nobody any more).
 CREATE TABLE gpu_occupancy (
+  seq BIGINT,                -- of the fact that began it
   gpu VARCHAR, incarnation VARCHAR, kind VARCHAR, pool VARCHAR, state VARCHAR, purpose VARCHAR, model VARCHAR,
   slots INTEGER, sessions INTEGER, from_at TIMESTAMPTZ, to_at TIMESTAMPTZ
 );
 
 CREATE TABLE cold_starts (
   seq BIGINT, gpu VARCHAR, incarnation VARCHAR, kind VARCHAR, pool VARCHAR, purpose VARCHAR, model VARCHAR,
-  reason VARCHAR, assigned_at TIMESTAMPTZ, ready_at TIMESTAMPTZ, load_ms BIGINT
+  reason VARCHAR, assigned_at TIMESTAMPTZ,
+  ready_at TIMESTAMPTZ,      -- NULL: the GPU left, or was lost, before it was
+  load_ms BIGINT
 );
 
 CREATE TABLE finetune_steps (

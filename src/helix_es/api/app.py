@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from litestar import Litestar, Router
 from litestar.di import Provide
@@ -12,6 +13,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ExceptionHandlersMap
 
 from helix_es import telemetry
+from helix_es.analytics.analyst import Analyst
 from helix_es.api.capacity import CapacityRoutes
 from helix_es.api.files import FORM_BYTES, FileRoutes
 from helix_es.api.floor import Floor
@@ -21,13 +23,18 @@ from helix_es.api.page import page
 from helix_es.api.problems import problem
 from helix_es.api.services import Services
 from helix_es.api.sessions import Sessions
+from helix_es.api.sql import SqlRoutes
 from helix_es.api.worker import TaskFiles, WorkerRoutes
 
 CATCH_UP_S = 120.0
 
 
-def create_app(services: Services) -> Litestar:
-    """Return the application on `services`; it starts to serve when its fold has caught up."""
+def create_app(services: Services, analytics: Path | None = None) -> Litestar:
+    """Return the application on `services`; it starts to serve when its fold has caught up.
+
+    `analytics` is the folder of the tables where the settings name none.
+    """
+    analyst = Analyst(services.settings.analytics, analytics)
 
     @asynccontextmanager
     async def following(_app: Litestar) -> AsyncIterator[None]:
@@ -38,6 +45,7 @@ def create_app(services: Services) -> Litestar:
             yield
         finally:
             follower.cancel()
+            await analyst.close()
             await services.connection.close()
             telemetry.shutdown()
 
@@ -48,7 +56,7 @@ def create_app(services: Services) -> Litestar:
     )
     api = Router(
         "/api/v1",
-        route_handlers=[Sessions, Floor, CapacityRoutes, WorkerRoutes, uploads],
+        route_handlers=[Sessions, Floor, CapacityRoutes, WorkerRoutes, SqlRoutes, uploads],
         exception_handlers=_handlers(),
     )
     compatible = Router(
@@ -58,12 +66,15 @@ def create_app(services: Services) -> Litestar:
     )
     return Litestar(
         route_handlers=[api, compatible, livez, readyz, metrics, page],
-        dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
+        dependencies={
+            "services": Provide(lambda: services, sync_to_thread=False),
+            "analyst": Provide(lambda: analyst, sync_to_thread=False),
+        },
         lifespan=[following],
         exception_handlers=_handlers(),
         request_max_body_size=services.settings.limits.body_bytes,
         openapi_config=OpenAPIConfig(title="Helix ES", version="1", path="/schema"),
-        signature_types=[Services],
+        signature_types=[Services, Analyst],
         logging_config=None,
     )
 

@@ -19,6 +19,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "The request does not have the right form"),
     "unauthorized": (401, "No valid API key"),
     "not_a_worker": (403, "The key is not this worker's"),
+    "not_an_analyst": (403, "The owner is no analyst"),
     "session_not_found": (404, "There is no such session"),
     "turn_not_found": (404, "There is no such turn"),
     "file_not_found": (404, "There is no such file"),
@@ -50,6 +51,13 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "internal": (500, "Something went wrong here"),
     "log_unavailable": (503, "The log does not answer"),
     "log_full": (507, "The log is full"),
+    "sql_refused": (422, "The statement is not allowed"),
+    "sql_error": (422, "The query failed"),
+    "sql_timeout": (422, "The query took too long"),
+    "sql_too_large": (422, "The query needs too much memory"),
+    "unknown_query": (422, "There is no such query"),
+    "sql_busy": (503, "Too many queries run"),
+    "analytics_unavailable": (503, "There are no analytics"),
 }
 
 _BY_STATUS = {

@@ -25,6 +25,14 @@ COMMANDS = {
     "models": "helix_es.cli.show",
     "top": "helix_es.cli.top",
     "fleet": "helix_es.cli.fleet",
+    "replay": "helix_es.cli.replay",
+    "why": "helix_es.cli.why",
+    "shadow": "helix_es.cli.shadow",
+    "simulate": "helix_es.cli.simulate",
+    "tune": "helix_es.cli.tune",
+    "analytics": "helix_es.cli.analytics",
+    "sql": "helix_es.cli.sql",
+    "export": "helix_es.cli.export",
     "doctor": "helix_es.cli.doctor",
 }
 

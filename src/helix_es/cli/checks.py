@@ -157,7 +157,13 @@ def api(url: str, key: str | None) -> Iterator[Check]:
             return
         yield ok("api", f"ready at {url}")
         now = datetime.now(UTC)
-        checks = (("gpus", _gpus), ("pools", _pools), ("queue", _queue), ("unreadable", _misfits))
+        checks = (
+            ("gpus", _gpus),
+            ("pools", _pools),
+            ("queue", _queue),
+            ("unreadable", _misfits),
+            ("analytics", _analytics),
+        )
         for name, check in checks:
             try:
                 yield check(asked, now)
@@ -222,6 +228,24 @@ def _pools(asked: Api, now: datetime) -> Check:
     advice = f"'helix fleet' makes them: is it running, and what does its provider say? see its log ({', '.join(late)})"
     bare = any(row["pool"] in late and row["present"] == 0 for row in rows)
     return (fails if bare else warn)("pools", found, advice)
+
+
+def _analytics(asked: Api, _now: datetime) -> Check:
+    """Look how far the tables go, and what of the log is no fact that they could take in."""
+    try:
+        found = asked.get("/api/v1/sql")
+    except Problem as problem:
+        if problem.code == "not_an_analyst":
+            return ok("analytics", "not shown to this key")
+        raise
+    if found["unavailable"]:
+        return ok("analytics", f"none: {found['unavailable']}")
+    said = f"as of {found['as_of']} (sequence {found['seq']})"
+    if found["set_aside"]:
+        return warn(
+            "analytics", f"{said}; {found['set_aside']} messages set aside", "see 'helix sql -q set-aside'"
+        )
+    return ok("analytics", f"{said}, 0 messages set aside")
 
 
 def _queue(asked: Api, now: datetime) -> Check:

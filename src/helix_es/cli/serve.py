@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import rich_click as click
@@ -121,7 +122,15 @@ def scheduler(config: str | None, replicas: int, **options: Any) -> None:
 @served
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
-def api(config: str | None, host: str, port: int, **options: Any) -> None:
+@click.option(
+    "--data-dir",
+    envvar="HELIX_DATA_DIR",
+    default=DATA_DIR,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Its folder 'analytics' is what POST /api/v1/sql asks, unless [analytics] folder says otherwise.",
+)
+def api(config: str | None, host: str, port: int, data_dir: Path, **options: Any) -> None:
     """Serve HTTP: sessions, the floor, the OpenAI-compatible routes, the web page."""
     import uvicorn
 
@@ -145,7 +154,7 @@ def api(config: str | None, host: str, port: int, **options: Any) -> None:
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(services),
+                create_app(services, data_dir / "analytics"),
                 host=host,
                 port=port,
                 log_level="warning",

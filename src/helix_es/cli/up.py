@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,10 @@ class Shop:
         (self._folder / "nats.url").write_text(nats + "\n")
         await self._child("scheduler", "scheduler", nats, *self._config)
         host, port = self._host, str(self._port)
-        await self._child("api", "api", nats, *self._config, "--host", host, "--port", port)
+        data = ["--data-dir", str(self._folder)]
+        await self._child("api", "api", nats, *self._config, *data, "--host", host, "--port", port)
+        if find_spec("duckdb") is not None and find_spec("pyarrow") is not None:  # extra "analytics"
+            await self._child("analytics", "analytics", nats, *self._config, *data)
         for name, words, env in commands(specs, node_name(), self._slots):
             await self._child(name, words[0], nats, *words[1:], *self._config, env=env)
         if pools:
