@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: up demo test check bench bench-peers chaos clean setup
+.PHONY: up demo test check bench bench-peers chaos fidelity clean setup
 
 setup: $(STAMP)
 
@@ -49,6 +49,11 @@ SEED ?= 1
 TURNS ?= 2000
 chaos: setup
 	$(BIN)/python -m tests.chaos --seed $(SEED) --turns $(TURNS)
+
+# Ten minutes in real time, then the same in virtual time. It wants a quiet machine.
+MINUTES ?= 10
+fidelity: setup
+	$(BIN)/python -m tests.fidelity --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) .venv-peers var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
