@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from helix_es.core import events as e
-from helix_projections.simulation.gpu import uniform
-from helix_projections.simulation.shop import Scenario, Shop
+from helix_projections.simulation.offer import uniform
+from helix_projections.simulation.scenario import Scenario
+from helix_projections.simulation.shop import Shop
 from helix_projections.simulation.traces import mooncake
 from tests.bench.row import Row
 

@@ -1,57 +1,91 @@
-"""Readers of public workload traces: who says what when, and how long it is."""
+"""Traces of others: which reader a file is for, and chats and batch jobs of several as one."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from helix_es.core.errors import Unreadable
+from helix_es.core.events import Workload
+from helix_projections.simulation.arrival import Arrival
+from helix_projections.simulation.azure import azure
+from helix_projections.simulation.mooncake import mooncake as mooncake
+from helix_projections.simulation.mooncake import mooncake_requests
+from helix_projections.simulation.philly import TUNING, philly
 
-BLOCK_TOKENS = 512  # of a prefix block in the Mooncake trace
+Form = Literal["mooncake", "mooncake-jsonl", "azure", "philly", "log"]
+
+HEADS: dict[Form, frozenset[str]] = {
+    "mooncake": frozenset(
+        {"t_ms", "session_id", "turn", "input_tokens", "output_tokens", "shared_blocks_with_parent"}
+    ),
+    "azure": frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"}),
+    "philly": frozenset({"job", "submit_s", "duration_s", "num_gpus", "vc"}),
+}
+KNOWN = (
+    "our Mooncake CSV, Mooncake's JSONL, an Azure LLM CSV, the Philly CSV,"
+    " or a log of Helix (.jsonl, or the folder of an export)"
+)
+LOOKED_AT = 65_536  # bytes: a line of the Mooncake JSONL has some hundred blocks
 
 
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn as a trace has it. When it is answered is for the simulation to find out."""
+def detect(path: Path) -> Form:
+    """Return which form a file has, by its first line; "log": a recorded log, a folder or lines of JSON.
 
-    at_ms: int
-    session: str
-    turn: int
-    """From 1."""
-    prompt_tokens: int
-    """The whole context."""
-    output_tokens: int
-    known_tokens: int = 0
-    """Of the context: in the cache of the GPU that answered the turn before."""
+    Raises Unreadable for one that is none of these.
+    """
+    if path.is_dir():
+        return "log"
+    try:
+        with path.open("rb") as file:
+            first = file.readline(LOOKED_AT).strip()
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
+    if first.startswith(b"{"):
+        return _json_form(path, first)
+    columns = {name.strip() for name in first.decode("utf-8", "replace").lstrip("\ufeff").split(",")}
+    for form, head in HEADS.items():
+        if head <= columns:
+            return form
+    raise Unreadable(f"{path}: neither {KNOWN}; its first line is {first[:100]!r}")
 
 
-def mooncake(path: Path, *, time_scale: float = 1.0, until_ms: int | None = None) -> Iterator[Arrival]:
-    """Yield the turns of `mooncake_conversation_sessions.csv` in order of arrival, sessions linked by their prefixes.
+def _json_form(path: Path, first: bytes) -> Form:
+    try:
+        keys = msgspec.json.decode(first, type=dict[str, msgspec.Raw]).keys()
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"{path}, line 1: {error}") from error
+    if {"timestamp", "input_length", "output_length", "hash_ids"} <= keys:
+        return "mooncake-jsonl"
+    if {"seq", "at_ms", "subject", "payload"} <= keys:
+        return "log"
+    raise Unreadable(f"{path}: neither {KNOWN}; its first line has {', '.join(sorted(keys))}")
+
+
+def read_trace(
+    path: Path, *, time_scale: float = 1.0, until_ms: int | None = None, batch: Workload = TUNING
+) -> Iterator[Arrival]:
+    """Yield what is said in a trace of others, in order of time; jobs of a batch trace are of the workload `batch`.
 
     Times are multiplied by `time_scale`: 0.5 is twice the load. `until_ms` is in the trace's own time.
-    Raises Unreadable for a file of another form.
+    Raises Unreadable: at once for a form that is not known, with its line for what does not fit it.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                arrival = _mooncake_row(row, time_scale)
-                at_ms = int(row["t_ms"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise Unreadable(f"{path.name}, line {line}: {error!r}") from error
-            if until_ms is not None and at_ms >= until_ms:
-                return
-            yield arrival
+    form = detect(path)
+    if form == "mooncake":
+        return mooncake(path, time_scale=time_scale, until_ms=until_ms)
+    if form == "mooncake-jsonl":
+        return mooncake_requests(path, time_scale=time_scale, until_ms=until_ms)
+    if form == "azure":
+        return azure(path, time_scale=time_scale, until_ms=until_ms)
+    if form == "philly":
+        return philly(path, workload=batch, time_scale=time_scale, until_ms=until_ms)
+    raise Unreadable(f"{path}: this is a log of Helix, not a trace: give it with --log")
 
 
-def _mooncake_row(row: dict[str, str], time_scale: float) -> Arrival:
-    prompt_tokens = int(row["input_tokens"])
-    return Arrival(
-        at_ms=round(int(row["t_ms"]) * time_scale),
-        session=f"m{row['session_id']}",
-        turn=int(row["turn"]),
-        prompt_tokens=prompt_tokens,
-        output_tokens=max(1, int(row["output_tokens"])),
-        known_tokens=min(prompt_tokens, int(row["shared_blocks_with_parent"]) * BLOCK_TOKENS),
-    )
+def merged(*traces: Iterable[Arrival]) -> Iterator[Arrival]:
+    """Yield the arrivals of several traces in order of time."""
+    return heapq.merge(*traces, key=lambda arrival: arrival.at_ms)

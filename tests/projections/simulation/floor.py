@@ -7,9 +7,11 @@ from pathlib import Path
 from random import Random
 
 from helix_es.core import events as e
-from helix_projections.simulation.gpu import uniform
-from helix_projections.simulation.shop import Scenario, Shop
-from helix_projections.simulation.traces import Arrival, mooncake
+from helix_projections.simulation.arrival import Arrival
+from helix_projections.simulation.offer import uniform
+from helix_projections.simulation.scenario import Scenario
+from helix_projections.simulation.shop import Shop
+from helix_projections.simulation.traces import mooncake
 
 TRACE = Path(__file__).parents[2] / "data/traces/mooncake_conversation_sessions.csv"
 WORK = e.Workload("create", "text", "mistral")

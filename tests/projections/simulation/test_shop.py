@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helix_es.core import events as e
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.snapshot import dump
-from helix_projections.simulation.traces import Arrival
+from helix_projections.simulation.arrival import Arrival
 from tests.projections.simulation.floor import OPEN_MS, arrivals, mooncake_shop, most_held, simulated
 
 
