@@ -10,7 +10,7 @@ from helix_es.core.events import Recorded
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.snapshot import dump, load
 
-EVERY = 20_000  # records between snapshots: folding that many takes a fraction of a second
+EVERY = 50_000  # records between snapshots: folding that many takes half a second
 MOST_KEPT = 32  # snapshots; when there are more, every second one goes, so that memory stays flat
 NO_END = 1 << 62
 
@@ -32,12 +32,12 @@ class Timeline:
     """
 
     def __init__(
-        self, read: Read, *, every: int = EVERY, watch: Callable[[Recorded], None] | None = None
+        self, read: Read, *, every: int = EVERY, watch: Callable[[Recorded, Occupancy], None] | None = None
     ) -> None:
         self._read = read
         self._every = every
         self._watch = watch
-        """Gets every record that is folded, also those that are folded again after going back."""
+        """Gets every record that was folded, with the state after it; after going back it gets them again."""
         self._state = Occupancy()
         self._kept: list[_Kept] = []
         self._reading: AsyncIterator[list[Recorded]] | None = None
@@ -53,7 +53,7 @@ class Timeline:
         """
         if seq < 1:
             raise Rejected("before_beginning", f"there is no sequence {seq}: the log begins at 1")
-        self._start([each for each in self._kept if each.seq <= seq], back=self._state.seq > seq)
+        await self._start([each for each in self._kept if each.seq <= seq], back=self._state.seq > seq)
         await self._fold(upto_seq=seq, upto_ms=NO_END)
         if self._state.seq < seq:
             if self._peeked() is not None:
@@ -61,25 +61,26 @@ class Timeline:
             raise Rejected("after_end", f"there is no sequence {seq} yet: the log ends at {self._state.seq}")
         return self._state
 
-    async def at_ms(self, at_ms: int) -> Occupancy:
+    async def at_ms(self, at_ms: int, *, upto_seq: int = NO_END) -> Occupancy:
         """Return the state after the records stored until `at_ms` (Unix ms), with the clock there.
 
         If the server's clock went back, that is up to the first record that was stored later. After the end it is the
-        state at the end. Raises Rejected: before the beginning; and what the reading raises.
+        state at the end. It does not go beyond the record `upto_seq`: there the clock is that record's. Raises
+        Rejected: before the beginning; and what the reading raises.
         """
-        self._start(
-            [each for each in self._kept if each.folded_ms <= at_ms], back=self._state.folded_ms > at_ms
-        )
-        await self._fold(upto_seq=NO_END, upto_ms=at_ms)
+        kept = [each for each in self._kept if each.folded_ms <= at_ms and each.seq <= upto_seq]
+        await self._start(kept, back=self._state.folded_ms > at_ms or self._state.seq > upto_seq)
+        await self._fold(upto_seq=upto_seq, upto_ms=at_ms)
         if not self._state.seq:
             said = "the log is empty" if self.first is None else "the log begins later"
             raise Rejected("before_beginning", said)
-        self._state.tick(at_ms)
+        if self._state.seq < upto_seq:
+            self._state.tick(at_ms)
         return self._state
 
     async def end(self) -> Occupancy:
         """Return the state after the last record that there is now. Raises what the reading raises."""
-        self._start(self._kept, back=False)
+        await self._start(self._kept, back=False)
         await self._fold(upto_seq=NO_END, upto_ms=NO_END)
         return self._state
 
@@ -92,22 +93,21 @@ class Timeline:
 
     async def close(self) -> None:
         """Stop reading. The timeline can be used again."""
-        await self._stop()
+        reading, self._reading = self._reading, None
+        self._batch, self._index = [], 0
+        if isinstance(reading, AsyncGenerator):
+            await reading.aclose()
 
     # -- where to begin
 
-    def _start(self, kept: list[_Kept], *, back: bool) -> None:
+    async def _start(self, kept: list[_Kept], *, back: bool) -> None:
         """Go on from the state as it is, or from the last of `kept` if that is nearer; `back`: the state is too far."""
         best = kept[-1] if kept else None
         if back or (best is not None and best.seq > self._state.seq):
+            await self.close()
             self._state = Occupancy() if best is None else load(best.data)
-            self._drop()
         self._state.now_ms = self._state.folded_ms  # the clock of an earlier seek is not the log's
         self._open()
-
-    def _drop(self) -> None:
-        self._abandoned = self._reading
-        self._reading, self._batch, self._index = None, [], 0
 
     def _open(self) -> None:
         if self._reading is None and self._peeked() is None:
@@ -116,7 +116,7 @@ class Timeline:
     # -- reading and folding
 
     async def _fold(self, *, upto_seq: int, upto_ms: int) -> None:
-        while await self._more():
+        while self._state.seq < upto_seq and await self._more():
             if self._fold_batch(upto_seq, upto_ms):
                 return
 
@@ -131,7 +131,7 @@ class Timeline:
                 return True
             apply(record)
             if watch is not None:
-                watch(record)
+                watch(record, self._state)
             if record.seq >= next_kept:
                 next_kept = self._keep()
         self._index = len(self._batch)
@@ -161,9 +161,3 @@ class Timeline:
             if self.first is None and self._batch:
                 self.first = self._batch[0]
         return True
-
-    async def _stop(self) -> None:
-        reading = self._reading
-        self._drop()
-        if isinstance(reading, AsyncGenerator):
-            await reading.aclose()
