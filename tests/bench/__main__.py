@@ -10,12 +10,15 @@ from rich.table import Table
 
 from helix_runners.engine.open import EngineSettings, open_engine
 from tests.bench import adapters, dispatch, fold, http_worker, shop_floor, upload
+from tests.bench.analytics import analytics_rows
 from tests.bench.engine_bench import measure_second_turn, measure_stall, measure_throughput
 from tests.bench.estimates import estimate_rows
 from tests.bench.peers.report import notes
 from tests.bench.peers.report import table as peers_table
 from tests.bench.peers.sides import OURS, PEERS, THEIRS, measure
+from tests.bench.replays import replay_rows
 from tests.bench.row import Row
+from tests.bench.sweeps import sweep_rows
 
 
 def dispatch_rows() -> list[Row]:
@@ -152,7 +155,7 @@ async def engine_rows(dtype: str) -> list[Row]:
 def main() -> None:
     """Measure, print, exit 1 if a promise is not kept."""
     rows = dispatch_rows() + worker_rows() + file_rows() + fold_rows() + floor_rows() + estimate_rows()
-    rows += adapter_rows()
+    rows += adapter_rows() + analytics_rows() + replay_rows() + sweep_rows()
     for dtype in ("float32", "bfloat16"):
         rows += asyncio.run(engine_rows(dtype))
     table = Table("measured", "found", "promised", "", box=None, pad_edge=False)

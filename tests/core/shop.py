@@ -10,7 +10,7 @@ from helix_es.core.history import Session, fold
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.placement import Decision, decide
 from helix_es.core.session import OPEN
-from helix_es.core.subjects import session_filter
+from helix_es.core.subjects import fence_of, session_filter, subject_of
 from helix_es.core.verify import Report, Verification
 from helix_es.testing import InMemoryLog, matches
 
@@ -152,6 +152,8 @@ class Shop:
         """Decide once from `state` (it may lag behind) and append what still holds; return how much was tried."""
         state = self.catch_up(self.live) if state is None else state
         plan = decide(state, max(self.now_ms, state.now_ms))
+        fences = [fence_of(subject_of(decision.event)) for decision in plan]
+        assert len(set(fences)) == len(fences), plan  # the second about the same thing could never be stored
         for decision in plan:
             self.carry_out(decision)
         return len(plan)

@@ -87,27 +87,27 @@ def points(axes: tuple[Axis, ...]) -> list[Point]:
     return found
 
 
-def altered(base: Scenario, axes: tuple[Axis, ...], point: Point, makes: dict[str, Offer]) -> Scenario:
+def altered(base: Scenario, axes: tuple[Axis, ...], point: Point, makes: dict[str, list[Offer]]) -> Scenario:
     """Return `base` with the point's rules and GPUs; of a point that says nothing, `base` as it is.
 
-    `makes`: kind -> a GPU of it, for the kinds that are counted.
+    `makes`: kind -> GPUs of it, for the kinds that are counted: they are copied in turn. Other kinds stay as they are.
     """
     if not point:
         return base
-    policy, offers = base.policy, base.offers
-    fleet: list[Offer] = []
+    policy = base.policy
+    counted = {axis.of for axis in axes if axis.setting == "gpus"}
+    offers = [offer for offer in base.offers if offer.kind not in counted]
     for axis in axes:
         value = point[axis.name]
         if axis.setting == "gpus":
             made = makes[axis.of]
-            fleet += [replace(made, gpu=e.GpuId(f"{axis.of}-{n}")) for n in range(int(value))]
+            offers += [replace(made[n % len(made)], gpu=e.GpuId(f"{axis.of}-{n}")) for n in range(int(value))]
         elif axis.setting == "idle_after":
             policy = replace(policy, idle_after_ms=round(value * 1000))
         elif axis.setting == "reserved":
             policy = replace(policy, reserved=int(value))
         elif axis.setting == "slots_per_owner":
             policy = replace(policy, slots_per_owner=int(value))
-    offers = fleet if any(axis.setting == "gpus" for axis in axes) else offers
     policy = replace(policy, coefficients=_coefficients(policy, axes, point, offers))
     return replace(base, policy=policy, offers=offers)
 

@@ -134,7 +134,7 @@ def _panel(target: Target, search: Search, tuned: Tuned, over: Over) -> Panel:
         unit="share" if target.within_ms is not None else "ms",
         measures=("",),
         lines=tuple(line for line in lines if any(y is not None for y in line.y)),
-        limits=((target.limit, f"target: {target.words()}"),),
+        limits=((target.limit, target.mark()),),
         low=_low(target, tuned),
     )
 

@@ -180,7 +180,7 @@ def _line(
 def _limits(sketch: Sketch, measures: list[tuple[str, str]]) -> tuple[tuple[float, str], ...]:
     names = {name for name, _ in measures}
     found = [
-        (target.limit, f"target: {target.words()}")
+        (target.limit, target.mark())
         for target in sketch.targets
         if target.measure in names or _usual(target, sketch.within_ms) in names
     ]

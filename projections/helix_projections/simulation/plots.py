@@ -152,7 +152,7 @@ def _styles(cell: Any, panel: Panel) -> None:
             framealpha=0.85,
             edgecolor="none",
             loc="upper right" if above else "best",
-            ncols=3 if above and not panel.limits else 1,
+            ncols=len(handles) if above and len(handles) <= 4 else 3 if above else 1,
             handlelength=2.6,
         )
 

@@ -25,8 +25,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     base: Scenario
     axes: tuple[Axis, ...] = ()
-    makes: dict[str, Offer] = {}
-    """GPU kind -> one of it, for the kinds whose number is on an axis."""
+    makes: dict[str, list[Offer]] = {}
+    """GPU kind -> such GPUs, for the kinds whose number is on an axis."""
     within_ms: int = 1_500
     """The first token within it counts as good."""
     targets: tuple[Target, ...] = ()

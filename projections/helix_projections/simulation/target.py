@@ -69,6 +69,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         whose = f"{self.turns} " if self.turns != "all" else ""
         return f"share of {whose}turns with {quantity} within {spoken_ms(self.within_ms)} >= {self.limit * 100:g}%"
 
+    def mark(self) -> str:
+        """Return what stands beside its line in a picture whose title says the rest."""
+        if self.within_ms is not None:
+            return f"target: >= {self.limit * 100:g}%"
+        return f"target: {self.statistic} <= {spoken_ms(self.limit)}"
+
     def subject(self) -> str:
         """Return what it limits, without the limit."""
         return self.words().partition(" <= ")[0].partition(" >= ")[0]

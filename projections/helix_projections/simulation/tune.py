@@ -36,7 +36,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     prices: dict[str, float] = {}
     """GPU kind -> what one of it costs; 1 where nothing is said, so that the cost is their number."""
     fleet: dict[str, int] = {}
-    """GPU kind -> how many there are, where no axis says it."""
+    """GPU kind -> how many there are of it, where no axis says it."""
     prefer: Prefer = "cost"
     """`reserved`: as many GPUs kept free as can be, and then the least cost."""
     every: bool = False
@@ -45,7 +45,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     def cost(self, point: Point) -> float:
         """Return what the fleet of `point` costs."""
         counted = {axis.of: point[axis.name] for axis in self.axes if axis.setting == "gpus"}
-        return sum(count * self.prices.get(kind, 1.0) for kind, count in (counted or self.fleet).items())
+        return sum(count * self.prices.get(kind, 1.0) for kind, count in {**self.fleet, **counted}.items())
 
     def slack(self, answer: Answer) -> float:
         """Return by what factor all targets are kept, 1 or more where they are reached."""

@@ -13,7 +13,7 @@ from helix_es.cli.instants import Moment, When
 from helix_es.cli.output import json_option, run, show_json
 from helix_es.cli.seek import seek
 from helix_es.cli.serve import log_lines
-from helix_es.core.timeline import Timeline
+from helix_es.core.timeline import NO_END, Timeline
 
 SPEED = 60.0
 
@@ -77,7 +77,7 @@ def _check(at: When | None, follow: bool, verify: bool, options: dict[str, Any])
 async def _show(source: Source, at: When, *, as_json: bool) -> None:
     from helix_es.cli.pictured import picture
 
-    timeline = Timeline(source.archive.read)
+    timeline = Timeline(source.archive.read, every=NO_END)  # one seek: nobody goes back
     try:
         state = await seek(timeline, at, live=source.live)
     finally:

@@ -7,7 +7,7 @@ from itertools import islice
 from helix_es.core import events as e
 from helix_es.core.assignment import Assignment
 from helix_es.core.decision import MOST, Decision, assign, drain, give_up, release, some
-from helix_es.core.floor import Gpu, coefficient, serves
+from helix_es.core.floor import Gpu, Seat, coefficient, serves
 from helix_es.core.growth import resizes
 from helix_es.core.occupancy import Occupancy
 
@@ -154,8 +154,8 @@ def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, free: int) 
     divided_ms = state.divided_ms(workload, now_ms)
     for place in state.door.queue(workload).next(free, allowance, most):
         seat = state.seats[place.session]
-        if place.session in state.poisoned:
-            continue
+        if place.session in state.poisoned or _too_late(seat, now_ms):
+            continue  # it is given up by this plan
         event = e.TurnAdmitted(
             session=seat.session,
             turn=seat.turn,
@@ -173,6 +173,10 @@ def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, free: int) 
         plan.append(Decision(event=event, expected_seq=seat.last_seq))
         free -= 1
     return plan
+
+
+def _too_late(seat: Seat, now_ms: int) -> bool:
+    return seat.deadline_ms is not None and seat.deadline_ms <= now_ms
 
 
 def _evictions(

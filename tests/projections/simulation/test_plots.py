@@ -47,7 +47,7 @@ def test_the_axis_with_most_values_is_the_x_axis_and_the_others_are_lines() -> N
     shares = next(panel for panel in drawn.panels if panel.unit == "share")
     assert [line.group for line in shares.lines] == [0, 1, 2]
     assert shares.lines[0].y == pytest.approx((0.62, 0.64, 0.68, 0.76, 0.92))
-    assert shares.limits == ((0.95, "target: share of continued turns with first token within 1.5s >= 95%"),)
+    assert shares.limits == ((0.95, "target: >= 95%"),)
 
 
 def test_what_was_not_measured_has_no_panel_and_no_line() -> None:
@@ -85,7 +85,7 @@ def test_the_terminal_shows_every_panel_its_letters_and_what_they_mean() -> None
     for panel in drawn.panels:
         assert panel.title in said
     assert "A 0 GPUs kept free, p95   B 1 GPU kept free, p95   C 2 GPUs kept free, p95" in said
-    assert "--- target: share of continued turns" in said
+    assert "--- target: >= 95%" in said
     assert "coefficient of mistral" in said
 
 

@@ -39,7 +39,8 @@ def test_points_are_all_combinations_the_last_axis_fastest() -> None:
 
 
 def test_a_point_changes_what_it_names_and_nothing_else() -> None:
-    base = Scenario(offers=uniform(3, WORK, slots=2), policy=e.Policy(idle_after_ms=7_000, attempts=9))
+    cpus = uniform(1, WORK, slots=2, kind="cpu")
+    base = Scenario(offers=uniform(3, WORK, slots=2) + cpus, policy=e.Policy(idle_after_ms=7_000, attempts=9))
     axes = (
         axis("gpus", 2, of="a100-80"),
         axis("gpus", 1, of="l4-24"),
@@ -48,10 +49,10 @@ def test_a_point_changes_what_it_names_and_nothing_else() -> None:
         axis("reserved", 1),
         axis("slots_per_owner", 5),
     )
-    makes = {kind: uniform(1, WORK, slots=1, kind=kind)[0] for kind in ("a100-80", "l4-24")}
+    makes = {kind: uniform(1, WORK, slots=1, kind=kind) for kind in ("a100-80", "l4-24")}
     made = altered(base, axes, points(axes)[0], makes)
-    assert [offer.gpu for offer in made.offers] == ["a100-80-0", "a100-80-1", "l4-24-0"]
-    assert made.policy.coefficients == {"a100-80/mistral": 8, "l4-24/mistral": 3}
+    assert [offer.gpu for offer in made.offers] == ["cpu-0", "a100-80-0", "a100-80-1", "l4-24-0"]
+    assert made.policy.coefficients == {"cpu/mistral": 8, "a100-80/mistral": 8, "l4-24/mistral": 3}
     assert (made.policy.reserved, made.policy.slots_per_owner) == (1, 5)
     assert (made.policy.idle_after_ms, made.policy.attempts) == (7_000, 9)
     assert altered(base, axes, {}, makes) == base
@@ -61,7 +62,7 @@ def question() -> Question:
     return Question(
         base=Scenario(offers=[], open_ms=OPEN_MS),
         axes=(axis("gpus", 1, 3, of="a100-80"), axis("coefficient", 1, 4, of="mistral")),
-        makes={"a100-80": uniform(1, WORK, slots=1)[0]},
+        makes={"a100-80": uniform(1, WORK, slots=1)},
     )
 
 
