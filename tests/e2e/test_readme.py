@@ -72,22 +72,24 @@ async def test_the_curl_examples_run(shop: Shop, client: Client) -> None:
 
 def test_the_helix_examples_are_understood(shop: Shop) -> None:
     environment = {"HELIX_URL": shop.url, "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-    asked = 0
+    asked, shown = 0, dict[str, str]()
     for line in indented(".venv/bin/helix") + indented("helix "):
         words = line.split("#")[0].replace('"', "").split()[1:]
         command = words[:2] if words[0] == "runner" else words[:1]
         options = [word for word in words if word.startswith("--")]
-        done = subprocess.run(
-            [*HELIX, *command, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == 0, line
+        if (name := " ".join(command)) not in shown:
+            done = subprocess.run(
+                [*HELIX, *command, "--help"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                env=environment,
+                check=False,
+            )
+            assert done.returncode == 0, line
+            shown[name] = done.stdout
         for option in options:
-            assert option in done.stdout, line
+            assert option in shown[name], line
         asked += 1
     assert asked >= 8
 
