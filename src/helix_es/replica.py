@@ -12,6 +12,7 @@ from helix_es.core.errors import Unreadable
 from helix_es.core.events import Recorded
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.snapshot import dump, load
+from helix_es.core.subjects import about
 from helix_es.log import Log, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ class Replica:
         self.state.apply(record)
         for listener in self._everything:
             listener(record)
-        root, name, _ = record.subject.split(".", 2)
+        root, name = about(record.subject)
         if root == "session":
             for listener in self._sessions.get(name, ()):
                 listener(record)

@@ -61,7 +61,10 @@ class InMemoryLog:
         except Unreadable:
             event = None
         self.records.append(Recorded(seq, self._clock(), subject, event, headers))
-        self._fences.setdefault(fence_of(subject), [0]).append(seq)
+        if matches(
+            subject, fence := fence_of(subject)
+        ):  # a stranger's subject of two words is under no fence
+            self._fences.setdefault(fence, [0]).append(seq)
         self._changed.set()
         self._changed = asyncio.Event()
         return seq

@@ -112,6 +112,7 @@ class ShopMachine(RuleBasedStateMachine):
     def a_stranger_writes_rubbish(self, forged: bytes) -> None:
         if self.opened:
             self.shop.log.store_raw(f"session.{self.opened[0]}.turn.completed.box-0", forged)
+            self.shop.log.store_raw(f"session.{self.opened[0]}", forged)  # the stream takes two words as well
 
     @rule()
     def a_process_restarts_from_a_snapshot(self) -> None:

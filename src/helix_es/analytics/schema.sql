@@ -114,7 +114,7 @@ CREATE VIEW estimate_error AS
 CREATE VIEW reservations AS
   SELECT date_trunc('hour', logged_at) AS hour, mode, model, count(*) AS admitted, count(*) FILTER (reservation_ms > 0) AS delayed,
          sum(reservation_ms)::BIGINT AS reservation_ms, sum(waited_ms)::BIGINT AS waited_ms
-  FROM admissions GROUP BY ALL;
+  FROM admissions WHERE attempt = 1 GROUP BY ALL;  -- a later attempt's figures contain the first one's
 
 CREATE VIEW finetune_runs AS
   SELECT s.session, s.name, s.owner, s.model, t.state, t.attempts, t.said_at, t.started_at, t.ended_at, t.wait_ms,

@@ -42,6 +42,8 @@ def decode(subject: str, data: bytes) -> AnyEvent:
         event = cast(AnyEvent, _decoder.decode(data))
     except msgspec.DecodeError as error:
         event = _upcast(data, error)
+    except RecursionError as error:
+        raise Unreadable("nested too deeply") from error
     if subject_of(event) != subject:
         raise Unreadable(f"{type_of(event)} does not belong under {subject}")
     return event
@@ -50,7 +52,7 @@ def decode(subject: str, data: bytes) -> AnyEvent:
 def _upcast(data: bytes, cause: msgspec.DecodeError) -> AnyEvent:
     try:
         raw = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unreadable(f"not JSON: {data[:80]!r}") from cause
     tag = raw.get("event") if isinstance(raw, dict) else None
     upcaster = UPCASTERS.get(tag) if isinstance(tag, str) else None

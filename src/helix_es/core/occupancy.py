@@ -14,6 +14,7 @@ from helix_es.core.fleet import Fleet
 from helix_es.core.floor import Gpu, Seat
 from helix_es.core.loading import loading
 from helix_es.core.session import NEXT, Phase
+from helix_es.core.subjects import about
 
 OUT_OF_MEMORY = "out_of_memory"
 ERROR_CHARS = 300  # of an error that is kept until the turn ends
@@ -138,7 +139,9 @@ class Occupancy:
 
     def _unreadable(self, record: e.Recorded) -> None:
         self.misfits += 1
-        root, name, _ = record.subject.split(".", 2)
+        if record.subject.count(".") < 2:  # a stranger's: no fence covers such a subject
+            return
+        root, name = about(record.subject)
         if root == "session" and name in self.seats:
             self.seats[name].last_seq = record.seq
         elif root == "gpu":

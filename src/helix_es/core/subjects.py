@@ -85,8 +85,17 @@ def fence_of(subject: str) -> str:
 
     A fence by any other string would be unsafe on a replicated stream, so nobody else builds one.
     """
-    root, name, _ = subject.split(".", 2)
+    root, name = about(subject)
     return f"{root}.{name}.>"
+
+
+def about(subject: str) -> tuple[str, str]:
+    """Return the kind of thing that a stored subject is about, and its name, as in ("session", "s1").
+
+    A stranger can store messages under a subject of two words; there is none of one in the log.
+    """
+    root, _, rest = subject.partition(".")
+    return root, rest.partition(".")[0]
 
 
 def session_filter(session: str) -> str:

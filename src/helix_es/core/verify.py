@@ -97,8 +97,9 @@ class Verification:
         fence = fence_of(record.subject)
         if (point := decided(record.event)) is not None and record.event is not None:
             self._compare(record, record.event, fence, point)
-        self._explain(fence, record)
-        self._fences[fence] = record.seq
+        if record.subject.count(".") >= 2:  # else it is a stranger's, under no fence
+            self._explain(fence, record)
+            self._fences[fence] = record.seq
         if isinstance(record.event, e.SessionClosed):
             self._missing.pop(fence, None)
         self._state.apply(record)

@@ -7,5 +7,5 @@ SELECT mode, model, count(*) AS admitted, count(*) FILTER (reservation_ms > 0) A
        round(avg(reservation_ms) FILTER (reservation_ms > 0) / 1000, 3) AS mean_delay_s,
        round(max(reservation_ms) / 1000, 3) AS max_delay_s
 FROM admissions
-WHERE logged_at >= coalesce($since::TIMESTAMPTZ, '-infinity') AND logged_at < coalesce($until::TIMESTAMPTZ, 'infinity')
+WHERE attempt = 1 AND logged_at >= coalesce($since::TIMESTAMPTZ, '-infinity') AND logged_at < coalesce($until::TIMESTAMPTZ, 'infinity')
 GROUP BY ALL ORDER BY delay_s DESC, mode, model
