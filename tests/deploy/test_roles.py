@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -67,6 +69,9 @@ async def test_each_role_has_what_it_needs_and_no_more(tmp_path: Path) -> None:
         runner.stop()
         await asyncio.wait_for(serving, 20)
         await connection.close()
+        for words in (["analytics", "--once", "--data-dir", str(tmp_path)], ["replay", "--verify"]):
+            said = await asyncio.to_thread(observed, server.url, folder, words)
+            assert "iolation" not in said, said
     finally:
         await children.stop()
         server.stop()
@@ -75,6 +80,19 @@ async def test_each_role_has_what_it_needs_and_no_more(tmp_path: Path) -> None:
     )
     assert "Violation" not in said, said[-3000:]
     assert "violation" not in said, said[-3000:]
+
+
+def observed(url: str, folder: Path, words: list[str]) -> str:
+    """Return what a command says that connects as the observer; it must succeed."""
+    env = {
+        **os.environ,
+        "HELIX_NATS_URL": url,
+        "HELIX_NATS_USER": "observer",
+        "HELIX_NATS_SEED_FILE": str(folder / "secrets" / "observer.nk"),
+    }
+    done = subprocess.run([*HELIX, *words], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 async def served(port: int) -> None:
