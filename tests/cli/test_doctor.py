@@ -42,6 +42,16 @@ WAITING = {
 METRICS = b"# TYPE helix_log_misfits gauge\nhelix_log_misfits 2.0\n"
 
 
+TABLES = {
+    "object": "list",
+    "data": [],
+    "seq": 7,
+    "as_of": "2026-11-24T12:00:00Z",
+    "set_aside": 0,
+    "unavailable": None,
+}
+
+
 @pytest.fixture
 def healthy(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     monkeypatch.chdir(tmp_path)
@@ -49,6 +59,7 @@ def healthy(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fa
     api.on("GET /api/v1/gpus", listed(GPU))
     api.on("GET /api/v1/fleet", listed(POOL))
     api.on("GET /api/v1/queue", listed())
+    api.on("GET /api/v1/sql", Answered(TABLES))
     api.on("GET /metrics", Answered(b"helix_log_misfits 0.0\n", 200, "text/plain"))
     return api
 
@@ -203,6 +214,23 @@ def test_a_model_that_somebody_waits_for_and_no_gpu_serves_is_told(healthy: Fake
     assert (found.status, found.found) == ("warn", "no GPU serves create mistral (1 for up to 5 min)")
     healthy.on("GET /api/v1/queue", listed({**line, "slots": 4}))
     assert floor(healthy)["queue"].status == "ok"
+
+
+def test_messages_that_are_no_facts_are_counted(healthy: FakeApi) -> None:
+    assert (
+        floor(healthy)["analytics"].found == "as of 2026-11-24T12:00:00Z (sequence 7), 0 messages set aside"
+    )
+    healthy.on("GET /api/v1/sql", Answered({**TABLES, "set_aside": 3}))
+    found = floor(healthy)["analytics"]
+    assert (found.status, found.advice) == ("warn", "see 'helix sql -q set-aside'")
+    assert "3 messages set aside" in found.found
+
+
+def test_without_tables_the_rest_is_no_worse(healthy: FakeApi) -> None:
+    healthy.on("GET /api/v1/sql", Answered({**TABLES, "unavailable": "start 'helix analytics'"}))
+    assert floor(healthy)["analytics"].found == "none: start 'helix analytics'"
+    del healthy.answers["GET /api/v1/sql"]
+    assert floor(healthy)["analytics"].status == "ok"
 
 
 def test_an_api_without_pools_is_told_to_be_updated(healthy: FakeApi) -> None:

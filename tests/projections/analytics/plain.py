@@ -9,6 +9,7 @@ from helix_es.core import events as e
 from helix_es.core.history import Session, _fits, evolve
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.session import next_phase
+from helix_es.core.subjects import about
 
 Told = dict[str, Any]
 
@@ -17,7 +18,7 @@ def sessions(records: list[e.Recorded]) -> dict[str, Session]:
     """Return every session that was created, folded from its own facts."""
     found: dict[str, Session] = {}
     for record in records:
-        root, name, _ = record.subject.split(".", 2)
+        root, name = about(record.subject)
         if root == "session":
             found[name] = evolve(found.get(name, Session(session=e.SessionId(name))), record)
     return found
@@ -28,7 +29,7 @@ def happened(records: list[e.Recorded]) -> dict[int, bool]:
     found: dict[int, bool] = {}
     states: dict[str, Session] = {}
     for record in records:
-        root, name, _ = record.subject.split(".", 2)
+        root, name = about(record.subject)
         if root != "session":
             continue
         state = states.get(name, Session(session=e.SessionId(name)))
