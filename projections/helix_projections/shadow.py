@@ -22,6 +22,8 @@ class LiveShadow:
         self._log = JetStreamLog(connection)
         self._beats = Beats(connection)
         self.shadow = Shadow(policy)
+        self.same = Shadow(None)
+        """The log's own rules, followed in the same way: what differs here differs by chance."""
         self.caught_up = asyncio.Event()
 
     async def run(self) -> None:
@@ -35,10 +37,11 @@ class LiveShadow:
         last = await self._log.last_seq()
         async for batch in self._log.follow(0):
             for record in batch.records:
-                if record.seq <= last:
-                    self.shadow.skip(record)
-                else:
-                    self.shadow.take(record)
+                for each in (self.shadow, self.same):
+                    if record.seq <= last:
+                        each.skip(record)
+                    else:
+                        each.take(record)
             if self.shadow.state.seq >= last:
                 self.caught_up.set()
 
@@ -48,3 +51,4 @@ class LiveShadow:
             for record in batch.records:
                 if isinstance(record.event, e.SchedulerBeat) and record.event.active:
                     self.shadow.beat(record.at_ms)
+                    self.same.beat(record.at_ms)

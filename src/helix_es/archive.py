@@ -36,25 +36,35 @@ class Live:
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self.missing: dict[int, int] = {}
+        """Messages that were deleted by hand: the first of some in a row -> how many. They are passed over."""
 
     async def read(self, after_seq: int = 0) -> AsyncIterator[list[Recorded]]:
         last = await self._log.last_seq()
         if after_seq >= last:
             return
-        expected = after_seq + 1
+        before = after_seq
         async for batch in self._log.follow(after_seq):
-            if batch.records and batch.records[0].seq > expected:
-                raise Unavailable(
-                    f"the log begins at sequence {batch.records[0].seq}, {expected} is gone: give an export that has it"
-                )
             records = batch.records
+            if records and before == after_seq and records[0].seq > before + 1:
+                raise Unavailable(
+                    f"the log begins at sequence {records[0].seq}, {before + 1} is gone: give an export that has it"
+                )
             if records and records[-1].seq > last:
                 records = [each for each in records if each.seq <= last]
             if records:
+                if records[-1].seq - before > len(records):
+                    self._note(records, before)
+                before = records[-1].seq
                 yield records
-                expected = records[-1].seq + 1
-            if expected > last:
+            if before >= last or batch.pending == 0:  # what was last may have been deleted
                 return
+
+    def _note(self, records: list[Recorded], before: int) -> None:
+        for record in records:
+            if record.seq > before + 1:
+                self.missing[before + 1] = record.seq - before - 1
+            before = record.seq
 
 
 class Chained:
@@ -111,7 +121,7 @@ class JsonLines:
     def _record(self, number: int, line: bytes) -> Recorded:
         try:
             stored = self._decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreadable(f"{self.name}, line {number}: {error}") from error
         return record_of(stored.seq, stored.at_ms, stored.subject, bytes(stored.payload))
 

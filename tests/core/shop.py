@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from helix_es.core import events as e
+from helix_es.core.decision import RULES
 from helix_es.core.errors import Conflict
 from helix_es.core.history import Session, fold
 from helix_es.core.occupancy import Occupancy
@@ -55,6 +58,8 @@ class Shop:
     def append(self, event: e.AnyEvent, expected_seq: int) -> int | None:
         """Return the sequence, or None if somebody else was first."""
         self.keys += 1
+        if isinstance(event, e.PolicySet):
+            event = e.PolicySet(policy=msgspec.structs.replace(event.policy, rules=RULES))
         try:
             return self.log.append_now(event, expected_seq=expected_seq, key=f"k{self.keys}")
         except Conflict:
@@ -152,11 +157,19 @@ class Shop:
         """Decide once from `state` (it may lag behind) and append what still holds; return how much was tried."""
         state = self.catch_up(self.live) if state is None else state
         plan = decide(state, max(self.now_ms, state.now_ms))
+        self._decided_by_the_clock_that_it_is_given(state, plan)
         fences = [fence_of(subject_of(decision.event)) for decision in plan]
         assert len(set(fences)) == len(fences), plan  # the second about the same thing could never be stored
         for decision in plan:
             self.carry_out(decision)
         return len(plan)
+
+    def _decided_by_the_clock_that_it_is_given(self, state: Occupancy, plan: list[Decision]) -> None:
+        """The scheduler's state is ticked, that of a replay is not: both must decide the same."""
+        now_ms = state.now_ms
+        state.tick(self.now_ms)
+        assert decide(state, max(self.now_ms, now_ms)) == plan
+        state.now_ms = now_ms
 
     def carry_out(self, decision: Decision) -> None:
         self.append(decision.event, decision.expected_seq)

@@ -39,6 +39,8 @@ def test_every_event_has_a_sample() -> None:
         b"",
         b"\x00\x01",
         b"[" * 100_000,
+        b'{"event":"session.closed","session":"\xff"}',
+        b'{"event":"session.closed","session":"a\xff"}',
         b'{"event":' * 100_000,
         b"{",
         b"[]",

@@ -12,6 +12,8 @@ import pytest
 from helix_es.archive import record_of
 from helix_es.core import events as e
 from helix_es.core.decision import RULES
+from helix_es.core.placement import decide
+from helix_es.core.subjects import subject_of
 from helix_es.core.verify import Report, Verification
 from tests.core.shop import Shop
 
@@ -129,6 +131,73 @@ def test_two_admissions_of_one_plan_that_changed_places_are_found() -> None:
     assert [(d.seq, d.what) for d in found] == [
         (second.seq, "turn.admitted was admitted after others that follow it")
     ]
+
+
+def two_admitted(delay_ms: int) -> tuple[list[e.Recorded], int]:
+    """Return a log in which the second of one plan is stored first, and the sequence of the first."""
+    shop = Shop(e.Policy())
+    shop.join("box-0", 2)
+    shop.schedule()
+    shop.hear(shop.runners["box-0"])
+    for name in ("a", "b"):
+        shop.open(name, owner=name)
+    plan = decide(shop.catch_up(shop.live), shop.now_ms)
+    shop.carry_out(plan[1])
+    shop.now_ms += delay_ms
+    shop.carry_out(plan[0])
+    return shop.log.records, len(shop.log.records)
+
+
+def test_an_append_that_was_repeated_may_stand_after_others_of_its_plan() -> None:
+    records, _ = two_admitted(2500)
+    report = verified(records)
+    assert (report.ok, report.late, report.admissions) == (True, 1, 2)
+    records, seq = two_admitted(10)
+    assert [each.seq for each in verified(records).differences] == [seq]
+
+
+def test_an_admission_that_was_withheld_while_others_went_past_it_is_found() -> None:
+    records, _ = two_admitted(10)
+    (found,) = verified(records[:-1]).differences
+    assert (found.seq, found.what) == (
+        len(records) - 1,
+        "turn.admitted was admitted, and session a, which goes before it, was not",
+    )
+
+
+@pytest.mark.parametrize("shift_ms", [-1_000, 3_600_000])
+def test_a_decision_by_a_clock_that_nobody_had_is_found(shift_ms: int) -> None:
+    records, seq = changed(
+        busy_shop().log.records,
+        e.TurnAdmitted,
+        lambda x: msgspec.structs.replace(x, decided_at_ms=x.decided_at_ms + shift_ms),  # type: ignore[attr-defined]
+        nth=1,
+    )
+    first = verified(records).differences[0]
+    assert (first.seq, first.what) == (
+        seq,
+        "turn.admitted was decided at a time that the log's clock did not show",
+    )
+
+
+def test_what_was_decided_before_the_rules_changed_and_stored_after_is_not_judged() -> None:
+    shop = busy_shop()
+    shop.open("late")
+    state = shop.catch_up(shop.live)
+    records = list(shop.log.records)
+    policy, _ = changed(records, e.PolicySet, lambda x: e.PolicySet(policy=e.Policy(rules=RULES + 1)))
+    plan = decide(state, shop.now_ms)
+    seq = len(records)
+    now = e.PolicySet(policy=e.Policy(rules=RULES))
+    tail = [e.Recorded(seq + 1, shop.now_ms, "fleet.policy.set", now)]
+    tail += [
+        e.Recorded(seq + 2 + n, shop.now_ms, subject_of(each.event), each.event)
+        for n, each in enumerate(plan)
+    ]
+    assert plan
+    report = verified([*policy, *tail])
+    assert report.ok
+    assert report.other_rules > 5
 
 
 def test_a_decision_that_claims_a_later_state_is_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -51,10 +52,16 @@ async def opened(options: dict[str, Any]) -> AsyncIterator[Source]:
         from helix_es.jetstream.log import JetStreamLog
 
         connected = await connection("helix-replay", options)
+        live = Live(JetStreamLog(connected))
         try:
-            live = Live(JetStreamLog(connected))
             yield Source(live if path is None else Chained(_stored(path), live), live=True)
         finally:
+            for seq, count in live.missing.items():
+                print(
+                    f"helix: {count} messages from sequence {seq} are not in the log: they were deleted, and what "
+                    "follows may differ from what was",
+                    file=sys.stderr,
+                )
             await connected.close()
 
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from helix_es.core.events import Policy
     from helix_es.core.shadow import Report
 
-COLUMNS = ["decision", "in the log", "the same", "shadow sooner", "only in the log", "only the shadow"]
+COLUMNS = [
+    "decision",
+    "in the log",
+    "the same",
+    "shadow sooner",
+    "only in the log",
+    "only the shadow",
+    "by chance",
+]
 SHOWN = 15  # differences in words
 
 
@@ -54,29 +62,31 @@ def shadow(config: Path, for_s: float | None, as_json: bool, **options: Any) -> 
     async def work() -> None:
         policy = read(config).policy
         if options["log_path"] is None:
-            report = await _live(policy, for_s, options)
+            report, same = await _live(policy, for_s, options)
         else:
-            report = await _past(policy, options)
+            report, same = await _past(policy, options)
         if as_json:
-            show_json({**msgspec.to_builtins(report), "waits": _waits(report)})
+            own = msgspec.to_builtins(same.decisions)
+            show_json({**msgspec.to_builtins(report), "waits": _waits(report), "same_rules": own})
         else:
-            _show(report)
+            _show(report, same)
 
     run(work)
 
 
-async def _past(policy: Policy, options: dict[str, Any]) -> Report:
+async def _past(policy: Policy, options: dict[str, Any]) -> tuple[Report, Report]:
     from helix_es.core.shadow import Shadow
 
-    beside = Shadow(policy)
+    beside, same = Shadow(policy), Shadow(None)
     async with opened(options) as source:
         async for records in source.archive.read():
             for record in records:
                 beside.take(record)
-    return beside.report()
+                same.take(record)
+    return beside.report(), same.report()
 
 
-async def _live(policy: Policy, for_s: float | None, options: dict[str, Any]) -> Report:
+async def _live(policy: Policy, for_s: float | None, options: dict[str, Any]) -> tuple[Report, Report]:
     from helix_projections.shadow import LiveShadow
 
     connected = await connection("helix-shadow", options)
@@ -92,9 +102,15 @@ async def _live(policy: Policy, for_s: float | None, options: dict[str, Any]) ->
             await following
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        return beside.shadow.report()
+        return beside.shadow.report(), beside.same.report()
     finally:
         await connected.close()
+
+
+def _chance(same: Report, kind: str) -> int:
+    """Return how many differ already for a shadow with the log's own rules: it looks at other moments."""
+    count = same.decisions.get(kind)
+    return 0 if count is None else count.sooner + count.only_live + count.only_shadow
 
 
 def _waits(report: Report) -> dict[str, dict[str, float]] | None:
@@ -108,9 +124,9 @@ def _waits(report: Report) -> dict[str, dict[str, float]] | None:
     return found
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, same: Report) -> None:
     rows = [
-        [kind, each.live, each.same, each.sooner, each.only_live, each.only_shadow]
+        [kind, each.live, each.same, each.sooner, each.only_live, each.only_shadow, _chance(same, kind)]
         for kind, each in report.decisions.items()
     ]
     print(f"sequences {report.from_seq + 1:,} to {report.last_seq:,}; nothing was appended")

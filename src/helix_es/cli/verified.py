@@ -58,6 +58,8 @@ def _show(report: Report, name: str) -> None:
             f"decided too, and not in the log: {report.overtaken:,} whose fence somebody else had moved, "
             f"{report.unwritten:,} whose scheduler ended or got no answer"
         )
+    if report.late:
+        print(f"{report.late:,} admissions stand after others of their plan: their append had to be repeated")
     if report.other_rules:
         print(
             f"{report.other_rules:,} decisions were made by another version of the rules than this release's, {RULES}; "

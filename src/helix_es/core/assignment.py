@@ -80,7 +80,9 @@ class Assignment:
                     workload=workload,
                     missing=missing,
                     waited_ms=max(0, self._now_ms - self._since_ms(workload)),
-                    wait_ms=self._state.wait_ms(workload, len(queue)) if capacity.slots else None,
+                    wait_ms=self._state.wait_ms(workload, len(queue), self._now_ms)
+                    if capacity.slots
+                    else None,
                 )
             )
         return needs

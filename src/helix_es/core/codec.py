@@ -42,6 +42,8 @@ def decode(subject: str, data: bytes) -> AnyEvent:
         event = cast(AnyEvent, _decoder.decode(data))
     except msgspec.DecodeError as error:
         event = _upcast(data, error)
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8: {error}") from error
     except RecursionError as error:
         raise Unreadable("nested too deeply") from error
     if subject_of(event) != subject:

@@ -69,9 +69,12 @@ class Occupancy:
             return None
         return self.door.queue(seat.workload).position(seat.place)
 
-    def wait_ms(self, workload: e.Workload, position: int) -> int | None:
-        """Return the wait to expect at `position`, or None while nothing serves the workload or loads it."""
-        return self._wait_ms(workload, position, self.now_ms)
+    def wait_ms(self, workload: e.Workload, position: int, now_ms: int | None = None) -> int | None:
+        """Return the wait to expect at `position`, or None while nothing serves the workload or loads it.
+
+        `now_ms` is the clock of whoever asks, by default the state's.
+        """
+        return self._wait_ms(workload, position, self.now_ms if now_ms is None else now_ms)
 
     def _wait_ms(self, workload: e.Workload, position: int, now_ms: int) -> int | None:
         if 0 < position <= self.door.capacity(workload).free:

@@ -71,10 +71,11 @@ class Shadow:
     What GPUs would compute more slowly or where sessions would be otherwise, only the simulator can say.
     """
 
-    def __init__(self, policy: e.Policy) -> None:
+    def __init__(self, policy: e.Policy | None) -> None:
+        """`policy` None: the log's own rules, which tells how much differs by the moment of looking alone."""
         self.policy = policy
         self.state = Occupancy()
-        self.state.policy = policy
+        self.state.policy = policy or e.Policy()
         self.from_seq = 0
         self._counts: dict[str, Count] = {}
         self._wanted: OrderedDict[Key, tuple[int, str]] = OrderedDict()
@@ -156,14 +157,16 @@ class Shadow:
     def _seen(self, record: e.Recorded) -> e.Recorded:
         """Return the record as it is under the shadow's rules: its policy, its slots."""
         event = record.event
+        if self.policy is None and isinstance(event, e.PolicySet | e.GpuAssigned):
+            return record
         if isinstance(event, e.PolicySet):
-            event = e.PolicySet(policy=self.policy)
+            event = e.PolicySet(policy=self.policy or event.policy)
         elif isinstance(event, e.GpuAssigned) and event.slots:
             gpu = self.state.gpus.get(event.gpu)
             if gpu is not None and gpu.incarnation == event.incarnation:
                 mode: e.Mode = "finetune" if event.purpose == "batch" else "create"
                 work = e.Workload(mode, event.type, event.model)
-                slots = coefficient(self.policy, gpu, work)
+                slots = coefficient(self.state.policy, gpu, work)
                 event = msgspec.structs.replace(event, slots=max(1, slots))
         else:
             return record

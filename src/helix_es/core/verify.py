@@ -15,6 +15,8 @@ from helix_es.core.placement import decide
 from helix_es.core.subjects import fence_of, subject_of
 
 KEPT = 100  # differences that a report holds; all are counted
+SKEW_MS = 10_000  # clocks of two nodes of a cluster; LOG and BEATS may be stamped by different ones
+RETRY_MS = 1_000  # an append that is repeated waited longer than this
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +47,8 @@ class Report(msgspec.Struct, kw_only=True):
     """Those about which nothing more is in the log, or only the same again: whoever decided ended, or got no answer."""
     other_rules: int = 0
     """Decisions by rules of another version than this release's, which cannot be made again here."""
+    late: int = 0
+    """Admissions that stand after others that follow them: their append had to be repeated for more than a second."""
     differing: int = 0
     differences: list[Difference] = msgspec.field(default_factory=list)
     """The first ones, in log order."""
@@ -61,12 +65,18 @@ class Report(msgspec.Struct, kw_only=True):
 class _Plan:
     """What is decided again, and which of it has been met in the log."""
 
-    def __init__(self, decisions: list[Decision], expected: int) -> None:
+    def __init__(self, decisions: list[Decision], expected: int, *, ours: bool, folded_ms: int) -> None:
         self.decisions = decisions
         self.expected = expected
+        """How many of the log's decisions are still to come."""
+        self.ours = ours
+        """Whether it was made by the rules of this release."""
+        self.folded_ms = folded_ms
+        """The newest timestamp of the log then."""
         self.place = {fence_of(subject_of(each.event)): n for n, each in enumerate(decisions)}
         self.met: set[int] = set()
-        self.last: dict[tuple[Any, ...], int] = {}
+        self.last: dict[e.Workload, tuple[int, e.Recorded]] = {}
+        """Queue -> the last in the plan's order that was admitted."""
 
 
 class Verification:
@@ -103,12 +113,16 @@ class Verification:
         if isinstance(record.event, e.SessionClosed):
             self._missing.pop(fence, None)
         self._state.apply(record)
-        if (point_counts := self._points.pop(record.seq, None)) is not None:
-            if self._state.policy.rules not in (0, RULES):
-                return
-            for at_ms, expected in sorted(point_counts.items()):
-                self._plans[record.seq, at_ms] = _Plan(decide(self._state, at_ms), expected)
-                self.report.plans += 1
+        self._decide(self._points.pop(record.seq, None))
+
+    def _decide(self, counts: Counter[int] | None) -> None:
+        """Decide here again, at each clock at which that was done."""
+        state = self._state
+        for at_ms, expected in sorted((counts or {}).items()):
+            ours = max(1, state.policy.rules) == RULES  # 0: from before it was recorded
+            plan = decide(state, at_ms) if ours and at_ms >= state.folded_ms else []
+            self._plans[state.seq, at_ms] = _Plan(plan, expected, ours=ours, folded_ms=state.folded_ms)
+            self.report.plans += ours
 
     def end(self) -> Report:
         """Return the report, once everything was taken."""
@@ -120,15 +134,26 @@ class Verification:
 
     def _compare(self, record: e.Recorded, event: e.AnyEvent, fence: str, point: tuple[int, int]) -> None:
         plan = self._plans.get(point)
-        if self._state.policy.rules not in (0, RULES):
-            self.report.other_rules += 1
-            return
         if plan is None:  # made from a state that comes later in the log, or from before its beginning
             self._differ(record, event, point, "was decided from a sequence that is not before it", None)
             return
+        plan.expected -= 1
+        if plan.ours:
+            self._judge(record, event, fence, plan)
+        else:
+            self.report.other_rules += 1
+        if plan.expected == 0:
+            self._settle(point)
+
+    def _judge(self, record: e.Recorded, event: e.AnyEvent, fence: str, plan: _Plan) -> None:
+        point = decided(event) or (0, 0)
         place = plan.place.get(fence)
         decision = None if place is None else plan.decisions[place]
-        if place is None or decision is None:
+        if not plan.folded_ms <= point[1] <= record.at_ms + SKEW_MS:
+            self._differ(
+                record, event, point, "was decided at a time that the log's clock did not show", None
+            )
+        elif place is None or decision is None:
             self._differ(record, event, point, "is not decided again", None)
         elif decision.event != event:
             self._differ(record, event, point, "is decided otherwise", decision.event)
@@ -136,9 +161,6 @@ class Verification:
             self._differ(record, event, point, "was stored past its fence", decision.event)
         else:
             self._met(record, event, point, plan, place)
-        plan.expected -= 1
-        if plan.expected == 0:
-            self._settle(point)
 
     def _met(
         self, record: e.Recorded, event: e.AnyEvent, point: tuple[int, int], plan: _Plan, place: int
@@ -146,11 +168,15 @@ class Verification:
         """Count it; admissions to one queue must also stand in the log in the order of their plan."""
         plan.met.add(place)
         if isinstance(event, e.TurnAdmitted):
-            queue = (event.mode, event.type, event.model)
-            if place < plan.last.get(queue, -1):
+            queue = _queue(event)
+            last = plan.last.get(queue)
+            if last is None or place > last[0]:
+                plan.last[queue] = (place, record)
+            elif record.at_ms - point[1] < RETRY_MS:
                 self._differ(record, event, point, "was admitted after others that follow it", event)
                 return
-            plan.last[queue] = place
+            else:
+                self.report.late += 1
         kind = type_of(event)
         self.report.reproduced[kind] = self.report.reproduced.get(kind, 0) + 1
 
@@ -161,12 +187,24 @@ class Verification:
             if place in plan.met:
                 continue
             fence = fence_of(subject_of(decision.event))
+            if self._fences.get(fence, 0) == decision.expected_seq and self._passed(plan, place, point):
+                continue
             if self._fences.get(fence, 0) > decision.expected_seq:
                 self.report.overtaken += 1
             elif fence in self._missing:
                 self.report.unwritten += 1
             else:
                 self._missing[fence] = (decision.expected_seq, decision.event)
+
+    def _passed(self, plan: _Plan, place: int, point: tuple[int, int]) -> bool:
+        """Say so if others of the plan were admitted that follow this one, which could have been and was not."""
+        event = plan.decisions[place].event
+        last = plan.last.get(_queue(event)) if isinstance(event, e.TurnAdmitted) else None
+        if last is None or last[0] < place or last[1].event is None:
+            return False
+        what = f"was admitted, and session {getattr(event, 'session', '')}, which goes before it, was not"
+        self._differ(last[1], last[1].event, point, what, event)
+        return True
 
     def _explain(self, fence: str, record: e.Recorded) -> None:
         missing = self._missing.pop(fence, None)
@@ -198,6 +236,10 @@ class Verification:
                 again=None if again is None else msgspec.to_builtins(again),
             )
         )
+
+
+def _queue(event: e.TurnAdmitted) -> e.Workload:
+    return e.Workload(event.mode, event.type, event.model)
 
 
 def decided(event: e.AnyEvent | None) -> tuple[int, int] | None:
