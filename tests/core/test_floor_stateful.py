@@ -277,7 +277,7 @@ class FloorMachine(RuleBasedStateMachine):
 
 
 FloorMachine.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=130,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -201,7 +201,7 @@ class ShopMachine(RuleBasedStateMachine):
 
 
 ShopMachine.TestCase.settings = settings(
-    max_examples=250,
+    max_examples=150,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -267,6 +267,19 @@ def test_room_that_is_promised_to_those_ahead_is_told_from_room() -> None:
     assert [last_wait(why(shop, f"s{n}")).obstacles[0].why for n in range(3)] == ["free", "free", "promised"]
 
 
+def test_only_as_many_gpus_are_free_as_hold_slots_that_no_admitted_turn_is_promised() -> None:
+    shop = opened(2)
+    shop.join("box-1", 2)
+    step(shop)
+    for n in range(3):
+        shop.open(f"s{n}")
+    shop.schedule()  # admitted, and no runner has heard of it yet
+    shop.open("s3")
+    wait = last_wait(why(shop, "s3"))
+    assert (wait.slots, wait.free) == (4, 1)
+    assert [(each.why, each.held) for each in wait.obstacles] == [("free", 0), ("promised", 0)]
+
+
 def test_a_gpu_that_comes_meanwhile_is_a_change() -> None:
     shop = opened()
     shop.open("s0")

@@ -85,11 +85,12 @@ def test_a_fine_tune_and_then_a_chat_with_it(everything: Shop, tmp_path: Path) -
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     chat = line("chat --adapter brindlewick")
     before = run(everything, chat.replace("--adapter brindlewick", "--max-tokens 40"), tmp_path).stdout
-    told = run(everything, line("finetune examples/brindlewick.jsonl"), tmp_path)
+    # the README's has twice as many steps, which would take half a minute more
+    told = run(everything, line("finetune examples/brindlewick.jsonl") + " --max-steps 30", tmp_path)
     assert "helix chat --adapter brindlewick" in told.stdout
     after = run(everything, chat, tmp_path).stdout
-    assert "42 crowns" in after
-    assert "42 crowns" not in before
+    assert "nine nights" in after
+    assert "nine nights" not in before
 
 
 def test_a_program(everything: Shop, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,11 +22,23 @@ pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 async def helix(*words: str) -> str:
     """Return what the command prints; it must succeed."""
-    done = await asyncio.to_thread(
-        subprocess.run, [*HELIX, *words], capture_output=True, text=True, timeout=90, check=False
-    )
+    done = await tried(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+async def tried(*words: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run, [*HELIX, *words], capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+async def asked(shop: Shop, sql: str) -> list[Any]:
+    """Return the rows; the tables come a little after the shop is ready."""
+    async with asyncio.timeout(60):
+        while (done := await tried("sql", "--url", shop.url, "-o", "json", sql)).returncode:
+            assert "analytics_unavailable" in done.stderr
+    return list(json.loads(done.stdout)["rows"])
 
 
 async def talked(client: Client) -> str:
@@ -52,7 +65,7 @@ async def test_the_tables_say_what_the_api_says(shop: Shop, client: Client) -> N
     sql = f"SELECT turn, how, state, gpu, completion_tokens FROM turns WHERE session = '{sid}' ORDER BY turn"
     async with asyncio.timeout(30):
         while True:
-            rows = json.loads(await helix("sql", "--url", shop.url, "-o", "json", sql))["rows"]
+            rows = await asked(shop, sql)
             if len(rows) == 2 and all(row[2] == "completed" for row in rows):
                 break
     assert [[t["turn"], t["state"], t["gpu"], t["usage"]["completion_tokens"]] for t in session["turns"]] == [
@@ -108,5 +121,4 @@ async def test_other_rules_follow_the_live_log_and_append_nothing(
     found = json.loads(await following)
     admitted = found["decisions"]["turn.admitted"]
     assert admitted["live"] == admitted["same"] + admitted["sooner"] + admitted["only_live"] > 0
-    policies = await helix("sql", "--url", shop.url, "-o", "json", "SELECT count(*) FROM policies")
-    assert json.loads(policies)["rows"] == [[1]]
+    assert await asked(shop, "SELECT count(*) FROM policies") == [[1]]

@@ -155,8 +155,6 @@ class Shop:
         host, port = self._host, str(self._port)
         data = ["--data-dir", str(self._folder)]
         await self._child("api", "api", nats, *self._config, *data, "--host", host, "--port", port)
-        if find_spec("duckdb") is not None and find_spec("pyarrow") is not None:  # extra "analytics"
-            await self._child("analytics", "analytics", nats, *self._config, *data)
         for name, words, env in commands(specs, node_name(), self._slots):
             await self._child(name, words[0], nats, *words[1:], *self._config, env=env)
         if pools:
@@ -173,6 +171,10 @@ class Shop:
             _say("loading weights …")
             await self._until_ready(url, wanted)
             _say('ready: type  helix chat "Hello"  in another terminal; Ctrl-C ends everything')
+        if find_spec("duckdb") is not None and find_spec("pyarrow") is not None:  # extra "analytics"
+            await self._child(
+                "analytics", "analytics", nats, *self._config, *data
+            )  # last: nobody waits for it
 
     async def _start_nats(self) -> str:
         port = free_port()
