@@ -151,6 +151,13 @@ def test_tune_exits_with_1_and_names_the_closest_where_nothing_reaches_it() -> N
         (["--trace", str(TRACE)], "--gpus says on which fleet"),
         (["--trace", str(TRACE), "--gpus", "8xa100-80,4"], "give a number of each kind"),
         (["--trace", str(TRACE), "--gpus", "0"], "0 is not allowed"),
+        (["--trace", str(TRACE), "--gpus", "0xa100-80"], "0 is not allowed; 1 to 10000 are"),
+        (["--trace", str(TRACE), "--gpus", "0xa100-80,0xl4-24"], "0 GPUs in all are not allowed"),
+        (
+            [*MINUTES, "--gpus", "8", "--reserved", "9"],
+            "at most 8 GPUs that can train; 0 to 8 can be kept free",
+        ),
+        ([*MINUTES, "--gpus", "8", "--target", "p95 finetune start <= 5min"], "has no fine-tunes"),
         (["--trace", str(TRACE), "--gpus", "8", "--coefficient", "16"], "give MODEL=RANGE"),
         (["--trace", str(TRACE), "--gpus", "8", "--coefficient", "mistrel=16"], "the models are"),
         (["--trace", str(TRACE), "--gpus", "8xt4-16"], "mistral on t4-16: does not fit; say its coefficient"),
@@ -180,9 +187,28 @@ def test_wrong_use_ends_with_2_and_says_what_is_allowed(words: list[str], why: s
         (["--gpus", "8"], "nothing to choose from"),
         (["--gpus", "1..8", "--thin", "1,2"], "one load has one answer"),
         (["--gpus", "1..8", "--price", "a100-80"], "give KIND=NUMBER"),
+        (["--gpus", "1..8", "--price", "h100-80=2"], "the fleet has no h100-80; its kinds are a100-80"),
+        (
+            ["--gpus", "1..8", "--target", "p95 wait <= 1s and p95 finetune start <= 5min"],
+            "--target 'p95 finetune start <= 5min': mooncake_conversation_sessions.csv has no fine-tunes; give a log",
+        ),
     ],
 )
 def test_tune_refuses_what_has_no_answer(words: list[str], why: str) -> None:
-    told = said(tune, *MINUTES, *words, "--target", "p95 wait <= 1s")
+    told = said(tune, *MINUTES, "--target", "p95 wait <= 1s", *words)
     assert told.exit_code == 2
     assert why in told.stderr
+
+
+def test_a_log_whose_gpus_cannot_train_keeps_none_free(log: Path) -> None:
+    told = said(simulate, "--log", str(log), "--reserved", "0..1")
+    assert told.exit_code == 2
+    assert "at most 0 GPUs that can train; only 0 can be kept free" in told.stderr
+
+
+def test_one_kind_of_several_may_be_left_out_and_a_reservation_past_the_smallest_fleet_is_noted() -> None:
+    words = ["--gpus", "0..1xa100-80,1xa100-40", "--reserved", "0,2", "--processes", "1", "--json"]
+    told = said(simulate, "--trace", str(TRACE), "--until", "10s", *words)
+    assert told.exit_code == 0
+    notes = msgspec.json.decode(told.stdout)["about"]["notes"]
+    assert notes == ["where more GPUs are to be kept free than can train, all that can are kept free"]

@@ -32,9 +32,13 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     """How many were set: where it is more than one, the log went by others for a while."""
     losses: int
     """GPUs that were lost or left in the log: they are not simulated."""
+    left_out: int
+    """Turns that somebody cancelled, closed or saw fail before the first token: neither among the arrivals nor in the
+    outcome, since the log does not say how long they would have been. Fine-tunes: before they were started."""
+    gave_up: int
+    """Of these: turns that would rather fail than wait on."""
     guessed: int
-    """Turns of which the log does not say how long they would have been (open, failed, cancelled at the door): they are
-    as long as half of the others."""
+    """Turns that were open when the log ended: they are as long as the median of those of their workload that ended."""
     begun_ms: int
     """Timestamp of the log's first record, Unix ms."""
     outcome: Outcome
@@ -47,33 +51,63 @@ async def recorded(archive: Archive) -> Recording:
 
 
 def recording_of(heard: Heard, name: str) -> Recording:
-    """Return what was heard. Raises Unreadable for a log without a single turn."""
+    """Return what was heard. Raises Unreadable for a log without a single turn that can be simulated."""
     if not heard.turns or heard.begun_ms is None:
         raise Unreadable(
             f"{name}: nobody said anything in it; give the log of a shop that has served somebody"
         )
-    sizes = Sizes(heard.turns)
-    arrivals = _arrivals(heard, sizes)
+    kept, left_out = _kept(heard.turns)
+    if not kept:
+        raise Unreadable(
+            f"{name}: every turn in it was cancelled or failed before its first token; "
+            "give the log of a shop that has served somebody"
+        )
+    sizes = Sizes(kept)
     return Recording(
-        arrivals=arrivals,
+        arrivals=_arrivals(heard, kept, sizes),
         offers=list(heard.offers.values()),
         policy=heard.policies[-1] if heard.policies else e.Policy(),
         policies=len(heard.policies),
         losses=heard.losses,
-        guessed=sizes.guessed,
+        left_out=len(left_out),
+        gave_up=sum(
+            isinstance(said.end, e.TurnFailed) and said.end.error.code == "wait_exceeded" for said in left_out
+        ),
+        guessed=sum(said.ended_ms is None for _, said in kept),
         begun_ms=heard.begun_ms,
-        outcome=_outcome(heard, sizes),
+        outcome=_outcome(heard, kept, sizes),
     )
+
+
+Kept = list[tuple[int, Said]]
+"""Turns in the order in which they were said, each with its number among those of its session that are kept."""
+
+
+def _kept(turns: Iterable[Said]) -> tuple[Kept, list[Said]]:
+    """Return the turns that both can tell, the log and a simulation, and those that are left out of both.
+
+    A turn that ended before its first token has no time to the first token in the log, and would have one if it were
+    simulated. A fine-tune has no tokens: of one that was cancelled while it ran the log tells how much was computed.
+    """
+    numbers: dict[str, int] = {}
+    kept: Kept = []
+    left_out = []
+    for said in turns:
+        if said.ended_ms is not None and not isinstance(said.end, e.TurnCompleted) and not _stopped(said):
+            left_out.append(said)
+        else:
+            number = numbers[said.session] = numbers.get(said.session, 0) + 1
+            kept.append((number, said))
+    return kept, left_out
 
 
 class Sizes:
     """How long turns are: as the log says, or like the others of their workload."""
 
-    def __init__(self, turns: Iterable[Said]) -> None:
-        self.guessed = 0
+    def __init__(self, turns: Kept) -> None:
         usages: dict[e.Workload, list[e.Usage]] = {}
         works: dict[e.Workload, list[float]] = {}
-        for said in turns:
+        for _, said in turns:
             if isinstance(said.end, e.TurnCompleted):
                 usages.setdefault(said.workload, []).append(said.end.usage)
                 works.setdefault(said.workload, []).append(said.work_ms)
@@ -103,19 +137,18 @@ class Sizes:
 
 def _stopped(said: Said) -> bool:
     """Whether it was cancelled while it ran: it was as long as that."""
-    return isinstance(said.end, e.TurnCancelled) and said.end.first_token_ms is not None
+    if not isinstance(said.end, e.TurnCancelled):
+        return False
+    return bool(said.runs) if said.workload.mode == "finetune" else said.end.first_token_ms is not None
 
 
-def _arrivals(heard: Heard, sizes: Sizes) -> list[Arrival]:
+def _arrivals(heard: Heard, kept: Kept, sizes: Sizes) -> list[Arrival]:
     before: dict[str, Said] = {}
-    numbers: dict[str, int] = {}
     found = []
-    last = {said.session: said for said in heard.turns}
-    for said in heard.turns:
+    last = {said.session: said for _, said in kept}
+    for number, said in kept:
         prior = before.get(said.session)
         before[said.session] = said
-        number = numbers[said.session] = numbers.get(said.session, 0) + 1
-        sizes.guessed += not (isinstance(said.end, e.TurnCompleted) or _stopped(said))
         usage = sizes.usage(said)
         think_ms = None
         if prior is not None:
@@ -132,7 +165,7 @@ def _arrivals(heard: Heard, sizes: Sizes) -> list[Arrival]:
                 workload=said.workload,
                 owner=said.owner,
                 priority=said.priority,
-                max_wait_ms=_patience_ms(said),
+                max_wait_ms=said.max_wait_ms,
                 think_ms=think_ms,
                 closes_ms=_closes_ms(heard, said) if last[said.session] is said else None,
             )
@@ -148,27 +181,20 @@ def _known(sizes: Sizes, prior: Said | None, usage: e.Usage) -> int:
     return min(usage.prompt_tokens, max(usage.cached_tokens, held.prompt_tokens + held.completion_tokens))
 
 
-def _patience_ms(said: Said) -> int | None:
-    """Return after which wait it gives up. Whoever left while it waited would have left any queue then."""
-    if not said.runs and said.ended_ms is not None and not said.straight:
-        return said.ended_ms - said.said_ms
-    return said.max_wait_ms
-
-
 def _closes_ms(heard: Heard, said: Said) -> int | None:
     closed_ms = heard.closed_ms.get(said.session)
     return None if closed_ms is None or said.ended_ms is None else max(0, closed_ms - said.ended_ms)
 
 
-def _outcome(heard: Heard, sizes: Sizes) -> Outcome:
+def _outcome(heard: Heard, kept: Kept, sizes: Sizes) -> Outcome:
     begun_ms = heard.begun_ms or 0
     totals = heard.meter.totals()
     ended = sorted(
-        (said for said in heard.turns if said.ended_ms is not None), key=lambda said: said.ended_ms or 0
+        (each for each in kept if each[1].ended_ms is not None), key=lambda each: each[1].ended_ms or 0
     )
-    unended = [said for said in heard.turns if said.ended_ms is None]
+    unended = [each for each in kept if each[1].ended_ms is None]
     return Outcome(
-        turns=[_turn(said, sizes, begun_ms) for said in [*ended, *unended]],
+        turns=[_turn(number, said, sizes, begun_ms) for number, said in [*ended, *unended]],
         begun_ms=0,
         ended_ms=max(0, heard.meter.marked_ms - begun_ms),
         present_ms=totals.present,
@@ -180,7 +206,7 @@ def _outcome(heard: Heard, sizes: Sizes) -> Outcome:
     )
 
 
-def _turn(said: Said, sizes: Sizes, begun_ms: int) -> Turn:
+def _turn(number: int, said: Said, sizes: Sizes, begun_ms: int) -> Turn:
     """Return the turn as the simulation would tell it."""
     first_token_ms = None
     end = said.end
@@ -194,7 +220,7 @@ def _turn(said: Said, sizes: Sizes, begun_ms: int) -> Turn:
     usage = sizes.usage(said)
     return Turn(
         session=said.session,
-        turn=said.turn,
+        turn=number,
         owner=said.owner,
         workload=said.workload,
         straight=said.straight,
@@ -206,5 +232,4 @@ def _turn(said: Said, sizes: Sizes, begun_ms: int) -> Turn:
         prompt_tokens=usage.prompt_tokens,
         output_tokens=max(1, usage.completion_tokens),
         attempts=len(said.runs),
-        failed=not isinstance(end, e.TurnCompleted) and not (_stopped(said)),
     )

@@ -165,7 +165,10 @@ def _fleet(text: str, kind: str) -> list[Axis]:
     for part, said in zip(parts, text.split(","), strict=True):
         if part is None:
             raise Misconfigured(f"--gpus {said}: give a number of each kind, as in 8xa100-80,4xl4-24")
-        found.append(_axis("gpus", part[2], counts(part[1], f"--gpus {said}", least=0, most=10_000)))
+        least = 1 if len(parts) == 1 else 0  # of several kinds one may be left out
+        found.append(_axis("gpus", part[2], counts(part[1], f"--gpus {said}", least=least, most=10_000)))
+    if not any(max(axis.values) for axis in found):
+        raise Misconfigured(f"--gpus {text}: 0 GPUs in all are not allowed; 1 or more of a kind are")
     return found
 
 

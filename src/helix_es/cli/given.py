@@ -15,6 +15,7 @@ from helix_es.core.capacity import known_slots
 from helix_es.core.errors import Misconfigured, Unreadable
 from helix_es.core.hardware import KNOWN_GPUS
 from helix_es.settings import Settings, read
+from helix_projections.simulation.answerable import check_reserved, check_targets, reserved_note
 from helix_projections.simulation.arrival import Arrival
 from helix_projections.simulation.axis import Axis
 from helix_projections.simulation.offer import Offer
@@ -102,7 +103,9 @@ def _of_trace(
         service=timing.lines,
         notes=(BATCH_NOTE,) if batch else (),
     )
-    return Case(_question(base, asked, makes, targets), arrivals, about, None)
+    return _checked(
+        Case(_question(base, asked, makes, targets), arrivals, about, None), options["trace"].name
+    )
 
 
 def _workload(model: str, settings: Settings) -> e.Workload:
@@ -183,7 +186,7 @@ def _of_log(
         notes=tuple(_reservations(recording)),
     )
     was = recording.outcome.measures(asked.within_ms)
-    return Case(_question(base, asked, makes, targets), arrivals, about, was)
+    return _checked(Case(_question(base, asked, makes, targets), arrivals, about, was), options["log_name"])
 
 
 def _reservations(recording: Recording) -> list[str]:
@@ -195,13 +198,28 @@ def _reservations(recording: Recording) -> list[str]:
         found.append(
             f"the rules were set {recording.policies} times: here the last ones hold from the beginning"
         )
+    if recording.left_out:
+        gave_up = f" ({recording.gave_up} of them gave up waiting)" if recording.gave_up else ""
+        found.append(
+            f"{recording.left_out} turns were cancelled, closed or failed before their first token{gave_up}: left out "
+            "of all rows, though GPUs were busy with some of them as it was"
+        )
     if recording.guessed:
         found.append(
-            f"{recording.guessed} turns did not end in the log: they are taken to be as long as half of the others"
+            f"{recording.guessed} turns were open when the log ended: as it was they are unfinished, simulated they "
+            "have the median length of those that ended"
         )
     if recording.policy.pools:
         found.append("its pools neither grow nor shrink here")
     return found
+
+
+def _checked(case: Case, name: str) -> Case:
+    """Refuse what no simulation of the case could answer, and note what is only part of it. Raises Misconfigured."""
+    check_reserved(case.question)
+    check_targets(case.question, case.arrivals, name)
+    notes = case.about.notes + reserved_note(case.question)
+    return case._replace(about=replace(case.about, notes=notes))
 
 
 def _question(

@@ -16,6 +16,7 @@ from helix_es.cli.presented import check_outputs, json_rows, plot, write_parquet
 from helix_es.cli.simulating import Progress, ended_well, waited
 from helix_es.core.errors import Misconfigured
 from helix_projections.simulation import frontier
+from helix_projections.simulation.answerable import kinds_of
 from helix_projections.simulation.sweep import Answer, crew
 from helix_projections.simulation.table import Table, as_csv
 from helix_projections.simulation.target import parse
@@ -58,7 +59,7 @@ def tune(target: str, prices: tuple[str, ...], prefer: Prefer, every: bool, **op
         search = Search(
             axes=asked.axes,
             targets=targets,
-            prices=_prices(prices),
+            prices=_prices(prices, kinds_of(case.question)),
             fleet=dict(Counter(offer.kind for offer in case.question.base.offers)),
             prefer=prefer,
             every=every,
@@ -91,8 +92,8 @@ def _check(asked: Asked, options: dict[str, Any]) -> None:
         )
 
 
-def _prices(words: tuple[str, ...]) -> dict[str, float]:
-    """Return what one GPU of each kind costs."""
+def _prices(words: tuple[str, ...], kinds: list[str]) -> dict[str, float]:
+    """Return what one GPU of each kind costs. Raises Misconfigured, also for a kind that is not among `kinds`."""
     found = {}
     for word in words:
         kind, _, text = word.partition("=")
@@ -102,6 +103,8 @@ def _prices(words: tuple[str, ...]) -> dict[str, float]:
             found[kind] = -1.0
         if not kind or not 0 <= found[kind] < 1e9:
             raise Misconfigured(f"--price {word}: give KIND=NUMBER, as in a100-80=2.5")
+        if kind not in kinds:
+            raise Misconfigured(f"--price {word}: the fleet has no {kind}; its kinds are {', '.join(kinds)}")
     return found
 
 

@@ -28,7 +28,7 @@ PASSED = {
 # in the order in which they are said: what nearly helped first
 OBSTACLES = {
     "free": "free: the scheduler had only to look",
-    "promised": "with room that is promised to turns ahead",
+    "promised": "with room that is promised to {promised}",
     "loading": "loading {model}",
     "draining_for_it": "ending other work first, then for {model}",
     "reserved": "kept for batch work",
@@ -86,7 +86,7 @@ def wait_lines(wait: Wait, *, batch: bool) -> Iterator[str]:
         barred = f", for {lasted(wait.barred_ms)} of the wait" if wait.barred_ms else ""
         yield f"    its owner held {count(wait.owner_held, 'slot')} and may hold {wait.owner_most}{barred}"
     yield f"    the floor then: {count(wait.slots, 'slot')}, {wait.free} free"
-    yield from (f"      {line}" for line in _floor(wait.obstacles, wait.at_ms))
+    yield from (f"      {line}" for line in _floor(wait))
     yield from (f"    {line}" for line in _meanwhile(wait))
     yield from (f"    {line}" for line in _stalled(wait))
     if wait.decision is not None:
@@ -117,8 +117,23 @@ def named(words: list[str], total: int) -> str:
     return "; ".join(words[:NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _floor(obstacles: list[Obstacle], now_ms: int) -> Iterator[str]:
+def _promised(wait: Wait) -> str:
+    """Say whose the slots are that are neither held nor free."""
+    room = sum(max(0, each.slots - each.held) for each in wait.obstacles if each.why in ("free", "promised"))
+    admitted = room - wait.free
+    words = (
+        [f"{count(admitted, 'turn')} that {'was' if admitted == 1 else 'were'} admitted"]
+        if admitted > 0
+        else []
+    )
+    if wait.place > wait.free > 0:
+        words.append("turns ahead")
+    return " and to ".join(words) or "turns ahead"
+
+
+def _floor(wait: Wait) -> Iterator[str]:
     """Yield a line for each reason that GPUs have in common."""
+    obstacles, now_ms = wait.obstacles, wait.at_ms
     if not obstacles:
         yield "no GPU was there"
     for why, words in OBSTACLES.items():
@@ -135,7 +150,7 @@ def _floor(obstacles: list[Obstacle], now_ms: int) -> Iterator[str]:
             free = sum(max(0, each.slots - each.held) for each in alike) if why in UNUSED else 0
             unused = f" ({count(free, 'slot')} free, of no use here)" if free else ""
             named = "" if why == "unfit" else f": {_gpus(alike, now_ms)}"
-            yield f"{gpus} {words.format(model=model)}{unused}{named}"
+            yield f"{gpus} {words.format(model=model, promised=_promised(wait))}{unused}{named}"
 
 
 def _people(heading: str, words: list[str], total: int) -> Iterator[str]:

@@ -48,11 +48,32 @@ def why_ahead(seat: Seat, place: Place) -> AheadWhy:
 
 def obstacles(state: Occupancy, seat: Seat) -> list[Obstacle]:
     """Return every GPU with why it does not take `seat`, which waits, at once."""
-    return [_obstacle(state, state.gpus[name], seat) for name in sorted(state.gpus)]
+    unpromised = _unpromised(state, seat)
+    return [_obstacle(state, state.gpus[name], seat, unpromised) for name in sorted(state.gpus)]
 
 
-def _obstacle(state: Occupancy, gpu: Gpu, seat: Seat) -> Obstacle:
-    why = _why_not(state, gpu, seat)
+def _unpromised(state: Occupancy, seat: Seat) -> frozenset[str]:
+    """Return the GPUs with room for `seat`: as few as have the slots that no admitted turn is promised.
+
+    Where an admitted turn starts is for the runners to find out, so any of the GPUs with room could be meant. Named are
+    the fullest: what is free on these is as near as can be to the slots that are free.
+    """
+    position, free = state.position(seat), state.door.capacity(seat.workload).free
+    if position is None or position > free:
+        return frozenset()
+    ready = (gpu for gpu in state.gpus.values() if gpu.state == "ready" and serves(gpu) == seat.workload)
+    rooms = sorted((gpu.slots - len(gpu.sessions), gpu.gpu) for gpu in ready if gpu.slots > len(gpu.sessions))
+    found = set()
+    for room, name in rooms:
+        if free <= 0:
+            break
+        found.add(name)
+        free -= room
+    return frozenset(found)
+
+
+def _obstacle(state: Occupancy, gpu: Gpu, seat: Seat, unpromised: frozenset[str]) -> Obstacle:
+    why = _why_not(state, gpu, seat, unpromised)
     since_ms = None
     if why in ("draining", "draining_for_it", "leaving"):
         since_ms = gpu.drained_ms
@@ -63,7 +84,7 @@ def _obstacle(state: Occupancy, gpu: Gpu, seat: Seat) -> Obstacle:
     return Obstacle(gpu=gpu.gpu, why=why, model=model, slots=gpu.slots, held=held, since_ms=since_ms)
 
 
-def _why_not(state: Occupancy, gpu: Gpu, seat: Seat) -> ObstacleWhy:
+def _why_not(state: Occupancy, gpu: Gpu, seat: Seat, unpromised: frozenset[str]) -> ObstacleWhy:
     workload = seat.workload
     if workload not in gpu.workloads:
         return "unfit"
@@ -79,21 +100,18 @@ def _why_not(state: Occupancy, gpu: Gpu, seat: Seat) -> ObstacleWhy:
     if serving is None:
         return "unassigned"
     if serving == workload:
-        return _no_room(state, gpu, seat)
+        return _no_room(gpu, unpromised)
     if serving.mode == "finetune" and workload.mode == "create":
         return "reserved" if state.fleet.kept <= state.policy.reserved else "batch"
     return "other_work"
 
 
-def _no_room(state: Occupancy, gpu: Gpu, seat: Seat) -> ObstacleWhy:
+def _no_room(gpu: Gpu, unpromised: frozenset[str]) -> ObstacleWhy:
     if gpu.state != "ready":
         return "loading"
     if len(gpu.sessions) >= gpu.slots:
         return "full"
-    position = state.position(seat)
-    return (
-        "free" if position is not None and position <= state.door.capacity(seat.workload).free else "promised"
-    )
+    return "free" if gpu.gpu in unpromised else "promised"
 
 
 def beside(state: Occupancy, gpu_id: e.GpuId, session: str) -> list[Beside]:

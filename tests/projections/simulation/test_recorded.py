@@ -16,6 +16,7 @@ from helix_es.core import events as e
 from helix_es.core.errors import Unreadable
 from helix_projections.simulation.arrival import Arrival
 from helix_projections.simulation.fit import fit_heard
+from helix_projections.simulation.heard import Heard
 from helix_projections.simulation.listener import Listener, hear
 from helix_projections.simulation.offer import uniform
 from helix_projections.simulation.outcome import Outcome
@@ -76,7 +77,7 @@ def test_what_was_recorded_has_the_outcome_that_the_simulation_told(
     told, recording = shop.outcome(), read_back(shop)
     assert waits(recording.outcome) == waits(told)
     assert len(recording.arrivals) == len(turns)
-    assert recording.guessed == recording.losses == 0
+    assert recording.guessed == recording.left_out == recording.losses == 0
     real, simulated = recording.outcome, told
     assert (real.released, real.preempted, real.ended_ms) == (
         simulated.released,
@@ -126,18 +127,64 @@ async def test_an_archive_is_heard_and_one_in_which_nobody_speaks_is_refused() -
         await recorded(Records(shop.records[:1]))
 
 
-@pytest.mark.anyio
-async def test_a_turn_that_was_cancelled_at_the_door_would_have_left_any_queue_then() -> None:
-    session = e.SessionId("s")
-    queued = e.TurnQueued(
-        session=session, turn=1, mode="create", type="text", model="mistral", owner="ann", prompt=""
+def told(events: list[e.AnyEvent]) -> Heard:
+    """Return what a log of `events` tells, one a second."""
+    listener = Listener()
+    for n, event in enumerate(events):
+        listener.take(e.Recorded(n + 1, 1000 * (n + 1), "", event))
+    return listener.heard
+
+
+def queued(session: str, turn: int = 1, workload: e.Workload = WORK) -> e.TurnQueued:
+    return e.TurnQueued(
+        session=e.SessionId(session),
+        turn=turn,
+        mode=workload.mode,
+        type=workload.type,
+        model=workload.model,
+        owner="ann",
+        prompt="",
     )
-    cancelled = e.TurnCancelled(session=session, turn=1, attempt=0, gpu=e.NO_GPU)
-    heard = await hear(Records([e.Recorded(1, 1000, "", queued), e.Recorded(2, 5000, "", cancelled)]))
-    recording = recording_of(heard, "a test")
-    assert recording.arrivals[0].max_wait_ms == 4000
-    assert recording.guessed == 1
-    assert recording.outcome.measures()["unfinished"] == 1
+
+
+def cancelled(session: str) -> e.TurnCancelled:
+    return e.TurnCancelled(session=e.SessionId(session), turn=1, attempt=0, gpu=e.NO_GPU)
+
+
+def test_turns_that_ended_before_their_first_token_are_left_out_of_both_rows() -> None:
+    failure = e.Failure(code="wait_exceeded", message="no slot came free")
+    failed = e.TurnFailed(session=e.SessionId("b"), turn=1, attempt=0, gpu=e.NO_GPU, error=failure)
+    closed = e.SessionClosed(session=e.SessionId("c"))
+    events = [queued("a"), cancelled("a"), queued("b"), failed, queued("c"), closed, queued("a", 2)]
+    recording = recording_of(told(events), "a test")
+    assert (recording.left_out, recording.gave_up, recording.guessed) == (3, 1, 1)
+    # the second turn of `a` is its first that anybody could compare
+    assert [(each.session, each.turn, each.think_ms) for each in recording.arrivals] == [("a", 1, None)]
+    assert [(each.session, each.turn) for each in recording.outcome.turns] == [("a", 1)]
+    with pytest.raises(Unreadable, match="every turn in it was cancelled or failed before its first token"):
+        recording_of(told(events[:6]), "a test")
+
+
+def test_a_fine_tune_that_was_cancelled_while_it_ran_is_as_long_as_what_was_computed() -> None:
+    turns = [Arrival(at_ms=0, session="t", turn=1, work_ms=60_000, workload=TUNE)]
+    shop = Shop(Scenario(offers=uniform(1, WORK, slots=2, batch=True), open_ms=OPEN_MS), turns)
+    shop.run()
+    listener = Listener()
+    started = None
+    for record in shop.records:
+        if not isinstance(record.event, e.TurnCompleted):
+            listener.take(record)
+        if isinstance(record.event, e.TurnStarted):
+            started = record
+            break
+    assert started is not None
+    event = started.event
+    assert isinstance(event, e.TurnStarted)
+    stop = e.TurnCancelled(session=event.session, turn=1, attempt=event.attempt, gpu=event.gpu)
+    listener.take(e.Recorded(started.seq + 1, started.at_ms + 7_000, "", stop))
+    recording = recording_of(listener.heard, "a test")
+    assert [each.work_ms for each in recording.arrivals] == [7_000]
+    assert (recording.left_out, recording.outcome.measures()["unfinished"]) == (0, 0)
 
 
 @pytest.mark.anyio
@@ -151,7 +198,8 @@ async def test_the_log_of_a_fault_run_is_heard_whole_and_its_service_found(tmp_p
     assert 0 < was.held_ms <= was.offered_ms
     assert 0 < was.busy_ms <= was.present_ms
     assert recording.losses > 10
-    assert recording.guessed == was.measures()["unfinished"] > 0
+    assert recording.guessed == was.measures()["unfinished"]
+    assert recording.left_out == len(heard.turns) - len(was.turns) > 0
     service = fit_heard(heard, Service()).services["a100-80/mistral"]
     # its GPUs were told to say 25 tokens/s, and 7 % more slowly for each further session
     assert service.weights_ms == pytest.approx(0.93 * 40, rel=0.05)
@@ -159,3 +207,6 @@ async def test_the_log_of_a_fault_run_is_heard_whole_and_its_service_found(tmp_p
     assert not service.serial
     again = simulate(Scenario(policy=recording.policy, offers=recording.offers), recording.arrivals)
     assert len(again.turns) == len(was.turns)
+    arrived = {(each.session, each.turn) for each in recording.arrivals}
+    assert {(each.session, each.turn) for each in again.turns} == arrived
+    assert {(each.session, each.turn) for each in was.turns} == arrived
