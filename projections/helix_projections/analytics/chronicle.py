@@ -14,12 +14,11 @@ from helix_es.core.errors import Unreadable
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.session import Phase
 from helix_es.jetstream.follow import Message
+from helix_projections.analytics.aside import NOT_TEXT, aside, is_text
 from helix_projections.analytics.gpus import GpuFact, Gpus, GpuStates, applies
 from helix_projections.analytics.rows import Rows
 from helix_projections.analytics.sessions import Sessions, SessionsState
 from helix_projections.analytics.telling import tell_unreadable, telling
-
-REASON_CHARS = 300  # of why a message is set aside
 
 
 class _State(msgspec.Struct):
@@ -52,15 +51,14 @@ class Chronicle:
             return
         fold, tag, tell = _KINDS[type(event)]
         happened = fold(self, e.Recorded(seq, at_ms, subject, event), event)
-        if not body.isascii() and not _is_text(body):
-            self._set_aside(message, "it is not UTF-8 throughout")
+        if not is_text(body):
+            self._set_aside(message, NOT_TEXT)
             self._events.append(tell(seq, at_ms, subject, tag, event, happened, trace, None))
             return
         self._events.append(tell(seq, at_ms, subject, tag, event, happened, trace, body))
 
     def _set_aside(self, message: Message, reason: str) -> None:
-        about = (message.seq, message.at_ms, message.subject)
-        self._rows.add("set_aside", ("LOG", *about, reason[:REASON_CHARS], message.body))
+        self._rows.add("set_aside", aside("LOG", message, reason))
 
     def take(self) -> Rows:
         """Return the rows since the last call."""
@@ -179,14 +177,6 @@ class Chronicle:
         chronicle._sessions = Sessions(rows, chronicle.occupancy, state.sessions)
         chronicle._gpus = Gpus(rows, state.gpus)
         return chronicle
-
-
-def _is_text(body: bytes) -> bool:
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 _OF_GPU = GpuFact.__args__

@@ -14,6 +14,7 @@ import structlog
 from helix_es.analytics.schema import DATABASE, SNAPSHOT
 from helix_es.core.errors import Misconfigured, Unreadable
 from helix_projections.analytics.chronicle import Chronicle
+from helix_projections.analytics.failing import disk_full, told
 from helix_projections.analytics.store import VERSION, WAL_MIB, Store
 
 log = structlog.get_logger(__name__)
@@ -40,9 +41,11 @@ class Expected(NamedTuple):
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process alone. Raises Misconfigured if another has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    """Hold the folder for this process alone. Raises Misconfigured if another has it, Unavailable if it takes none."""
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -65,7 +68,10 @@ def in_use(folder: Path) -> bool:
 
 
 def opened(folder: Path, expected: Expected) -> tuple[Store, Chronicle]:
-    """Return the database in `folder` and the fold that goes on from it; a new one where there is none that fits."""
+    """Return the database in `folder` and the fold that goes on from it; a new one where there is none that fits.
+
+    Raises Misconfigured if another program has it, duckdb.Error or OSError if there is no room for it.
+    """
     path = folder / DATABASE
     if path.exists():
         _refuse_shared(path)
@@ -102,6 +108,10 @@ def _gone_on(path: Path, expected: Expected) -> tuple[Store, Chronicle] | Stale:
         if stale is None:
             return store, _restored(store)
     except (duckdb.Error, Unreadable) as error:
+        if disk_full(error):
+            if store is not None:
+                store.close()
+            raise
         stale = Stale("damaged", f"the database is damaged: {str(error).splitlines()[0]}")
     if store is not None:
         store.close()

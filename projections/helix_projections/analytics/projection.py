@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -11,12 +12,13 @@ import msgspec
 import structlog
 
 from helix_es.analytics.parquet import ParquetArchive
-from helix_es.analytics.schema import SNAPSHOT
+from helix_es.analytics.schema import DATABASE, SNAPSHOT
 from helix_es.core.errors import HelixError, Unavailable, Unreadable
 from helix_es.jetstream.client import Connection
 from helix_es.jetstream.follow import Message, follow_messages
 from helix_projections.analytics.chronicle import Chronicle
 from helix_projections.analytics.exporting import export, of_log
+from helix_projections.analytics.failing import told
 from helix_projections.analytics.opening import BEATS_CREATED, Expected, Stale, anew, held, opened
 from helix_projections.analytics.snapshots import Snapshots
 from helix_projections.analytics.source import Source, source, stored_ms
@@ -87,13 +89,15 @@ class Projection:
     async def _opened(self, of: Source) -> tuple[Store, Chronicle]:
         plan = self._plan
         expected = Expected(of.created, of.last_seq, plan.pace.wal_mib)
-        store, chronicle = await asyncio.to_thread(opened, plan.folder, expected)
+        with told(plan.folder / DATABASE):
+            store, chronicle = await asyncio.to_thread(opened, plan.folder, expected)
         seq, at_ms = store.reached("LOG")
         found_ms = await stored_ms(self._connection, "LOG", seq) if seq else None
         if found_ms not in (None, at_ms):
             store.close()
             stale = Stale("other-log", f"sequence {seq} of the log is another message than the tables have")
-            return anew(plan.folder, stale, expected), Chronicle()
+            with told(plan.folder / DATABASE):
+                return anew(plan.folder, stale, expected), Chronicle()
         return store, chronicle
 
 
@@ -127,21 +131,17 @@ class _Following:
     async def end(self) -> None:
         """Commit what is left, leave a snapshot of it, close."""
         try:
-            await self._writer.finish()
-            if self._writer.changed:
-                await self._snapshot()
+            if not self._writer.broken:  # else that is what must be told
+                await self._writer.finish()
+                if self._writer.changed:
+                    await self._snapshot()
         finally:
             await self._writer.close()
 
     async def _follow_log(self) -> None:
         await self._read_what_is_gone()
-        expected = self._writer.seq + 1
         async for messages, pending in follow_messages(self._connection, "LOG", self._writer.seq):
-            if messages:
-                if messages[0].seq > expected:
-                    self._gap(expected, messages[0].seq)
-                expected = messages[-1].seq + 1
-                await self._writer.take(messages)
+            await self._take(messages)
             if not pending:
                 self._log_read.set()
 
@@ -158,16 +158,18 @@ class _Following:
                 if stored is None:
                     return
                 messages = [Message(*each) for each in zip(*stored, strict=True)]
-                await self._writer.take([each for each in messages if each.seq < first])
+                await self._take([each for each in messages if each.seq < first])
         except (Unreadable, Unavailable) as error:
             log.warning("export_unreadable", error=str(error))
 
-    def _gap(self, expected: int, found: int) -> None:
-        log.warning(
-            "analytics_gap",
-            missing=f"{expected} to {found - 1}",
-            reason="the log was truncated, and no export has these: the tables lack them",
-        )
+    async def _take(self, messages: list[Message]) -> None:
+        """Fold messages that come next, and say what is missing before and between them."""
+        if not messages:
+            return
+        after = self._writer.seq
+        if missing := messages[-1].seq - after - len(messages):
+            _say_gap([after, *(message.seq for message in messages)], missing)
+        await self._writer.take(messages)
 
     async def _follow_beats(self) -> None:
         beats = await source(self._connection, "BEATS")
@@ -185,11 +187,17 @@ class _Following:
                 await self._snapshot()
 
     async def _snapshot(self) -> None:
-        if self._writer.changed or not (self._plan.folder / SNAPSHOT).exists():
-            self._writer.changed = False
-            await self._writer.on_thread(self._snapshots.make, self._store)
-        else:
-            self._snapshots.still_fresh()
+        changed, self._writer.changed = self._writer.changed, False
+        try:
+            if changed or not (self._plan.folder / SNAPSHOT).exists():
+                changed = True
+                await self._writer.on_thread(self._snapshots.make, self._store)
+            else:
+                self._snapshots.still_fresh()
+        except OSError as error:
+            self._writer.changed |= changed
+            self._snapshots.put_off(time.time())
+            log.warning("snapshot_failed", folder=str(self._plan.folder), error=str(error))
 
     async def _export(self) -> None:
         every_s = self._plan.export_every_s
@@ -219,5 +227,16 @@ def _beats_position(store: Store, beats: Source) -> int:
     position, _ = store.reached("BEATS")
     if store.meta().get(BEATS_CREATED) == beats.created and position <= beats.last_seq:
         return position
-    store.note(BEATS_CREATED, beats.created)
+    store.begin_anew("BEATS", BEATS_CREATED, beats.created)
     return 0
+
+
+def _say_gap(seqs: list[int], missing: int) -> None:
+    """Say once which of the log's messages are not among `seqs`, the first of which is the last that was there."""
+    holes = [(a + 1, b - 1) for a, b in itertools.pairwise(seqs) if b > a + 1]
+    log.warning(
+        "analytics_gap",
+        **{"from": holes[0][0], "to": holes[-1][1]},
+        missing=missing,
+        reason="the log was truncated or messages were deleted, and no export has them: the tables lack them",
+    )

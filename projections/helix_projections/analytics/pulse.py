@@ -10,6 +10,7 @@ from helix_es.core.codec import decode
 from helix_es.core.errors import Unreadable
 from helix_es.core.events import GpuHeartbeat
 from helix_es.jetstream.follow import Message
+from helix_projections.analytics.aside import NOT_TEXT, aside, is_text
 from helix_projections.analytics.rows import Row
 
 WINDOW_MS = 10_000  # about as often as monitoring looks at a GPU, and a tenth of the heartbeats
@@ -20,7 +21,6 @@ AGES = ((WINDOW_MS // 1000, 60, 1 * DAY_MS), (60, 3_600, 30 * DAY_MS))
 HOUR_MS = 3_600_000
 EXACT = 6  # decimal places that are kept, so that merging adds whole numbers, in whatever order they come
 MOST = 1e12  # of anything a heartbeat measures, but for bytes
-REASON_CHARS = 300  # of why a message is set aside
 
 
 class Beats(msgspec.Struct):
@@ -110,9 +110,10 @@ class Pulse:
         try:
             event = decode(message.subject, message.body)
         except Unreadable as error:
-            about = (message.seq, message.at_ms, message.subject, str(error)[:REASON_CHARS], message.body)
-            self._set_aside.append(("BEATS", *about))
+            self._set_aside.append(aside("BEATS", message, str(error)))
             return
+        if not is_text(message.body):  # what could be read of it counts, as in the log
+            self._set_aside.append(aside("BEATS", message, NOT_TEXT))
         if isinstance(event, GpuHeartbeat):
             key = (event.gpu, event.incarnation)
             seen = self._seen.get(key)

@@ -17,6 +17,8 @@ from helix_projections.analytics.lines import Line, SessionRow, TurnRow
 from helix_projections.analytics.passing import Passing, PassingState
 from helix_projections.analytics.rows import Rows
 
+MOST = 1e300  # of a loss
+
 
 class SessionsState(msgspec.Struct):
     """What is kept of it."""
@@ -200,7 +202,8 @@ class Sessions:
             return
         about = (record.seq, record.at_ms, event.session, event.turn, event.attempt, event.gpu)
         loss = event.detail.get("loss")
-        measured = float(loss) if isinstance(loss, int | float) else None
+        # JSON holds numbers that no column does
+        measured = float(loss) if isinstance(loss, int | float) and abs(loss) < MOST else None
         detail = msgspec.json.encode(event.detail)
         row = (*about, event.step, event.steps, measured, detail, event.checkpoint or None)
         self._rows.add("finetune_steps", row)

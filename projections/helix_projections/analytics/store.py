@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ _CHANGES = {
     "gpu_occupancy": "UPDATE gpu_occupancy SET to_at = new.to_at FROM changed AS new WHERE gpu_occupancy.seq = new.seq",
     "sessions": """UPDATE sessions SET state = new.state, last_at = new.last_at, gpu = new.gpu,
         closed_at = coalesce(sessions.closed_at, new.closed_at), turns = sessions.turns + new.turns,
-        prompt_tokens = sessions.prompt_tokens + new.prompt_tokens,
-        cached_tokens = sessions.cached_tokens + new.cached_tokens,
-        completion_tokens = sessions.completion_tokens + new.completion_tokens,
+        prompt_tokens = try_cast(sessions.prompt_tokens::HUGEINT + new.prompt_tokens AS BIGINT),
+        cached_tokens = try_cast(sessions.cached_tokens::HUGEINT + new.cached_tokens AS BIGINT),
+        completion_tokens = try_cast(sessions.completion_tokens::HUGEINT + new.completion_tokens AS BIGINT),
         held_ms = sessions.held_ms + new.held_ms
         FROM changed AS new WHERE sessions.session = new.session""",
 }
@@ -101,6 +102,18 @@ class Store:
 
     # -- writing
 
+    def begin_anew(self, stream: str, key: str, value: str) -> None:
+        """Forget how far `stream` was read, and note with it why."""
+        self._db.execute("BEGIN")
+        try:
+            self.note(key, value)
+            self._db.execute("UPDATE position SET seq = 0, logged_at = NULL WHERE stream = ?", [stream])
+            self._db.execute("COMMIT")
+        except Exception:
+            with suppress(duckdb.Error):
+                self._db.rollback()
+            raise
+
     def write(self, commit: Commit) -> None:
         """Put all of `commit` into the tables, or none of it."""
         self._db.execute("BEGIN")
@@ -115,7 +128,10 @@ class Store:
                 self._db.execute("INSERT INTO fold VALUES (?, ?)", [commit.rows.seq, commit.fold])
             self._db.execute("COMMIT")
         except Exception:
-            self._db.rollback()
+            with suppress(
+                duckdb.Error
+            ):  # a commit that failed has left no transaction, and is what must be told
+                self._db.rollback()
             raise
 
     def _rows(self, rows: Rows) -> None:
@@ -139,7 +155,10 @@ class Store:
             for statement in statements:
                 self._db.execute(statement)
         finally:
-            self._db.unregister(name)
+            with suppress(
+                duckdb.Error
+            ):  # after an error the transaction takes nothing, and the error must be told
+                self._db.unregister(name)
 
     def _of(self, table: str) -> Columns:
         columns = self._columns.get(table)

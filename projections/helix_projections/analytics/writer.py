@@ -11,9 +11,9 @@ from typing import TypeVar
 import duckdb
 import msgspec
 
-from helix_es.core.errors import Unavailable
 from helix_es.jetstream.follow import Message
 from helix_projections.analytics.chronicle import Chronicle
+from helix_projections.analytics.failing import unavailable
 from helix_projections.analytics.pulse import WINDOW_MS, Pulse
 from helix_projections.analytics.store import WAL_MIB, Commit, Store
 
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How much is done at once."""
 
-    together: int = 30_000
-    """Messages of one commit while there are many: more make the columns no cheaper."""
+    together: int = 15_000
+    """Messages of one commit while there are many: twice as many are no faster, and twice the memory."""
     keep_every: int = 100_000
     """Messages between two kept folds: folding them again takes a second."""
     window_ms: int = WINDOW_MS
@@ -43,9 +43,10 @@ class Writer:
     """A store and the folds that fill it. `run` must run beside whoever calls `take`."""
 
     def __init__(self, store: Store, chronicle: Chronicle, pace: Pace = USUAL) -> None:
-        self.changed = False
-        """Something was committed since the owner set this to False."""
-        self._broken = False
+        self.changed = True
+        """Something was committed since the owner set this to False; at first, perhaps by a process that was killed."""
+        self.broken = False
+        """A commit failed, or the database is unusable: nothing more is written."""
         self._store = store
         self._chronicle = chronicle
         self._pulse = Pulse(pace.window_ms)
@@ -106,12 +107,12 @@ class Writer:
 
     def _write(self, commit: Commit, news: bool) -> None:
         """Runs on the thread, to its end even if whoever waits for it is cancelled."""
-        if self._broken:
+        if self.broken:
             return  # rows are missing before these: the next start reads all of them again
         try:
             self._store.write(commit)
         except Exception:
-            self._broken = True
+            self.broken = True
             raise
         self.changed |= news
 
@@ -127,10 +128,8 @@ class Writer:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         except duckdb.Error as error:
-            said = str(error).splitlines()[0]
-            raise Unavailable(
-                f"{self._store.path}: {said}; make room or repair it, and start again"
-            ) from error
+            self.broken |= isinstance(error, duckdb.FatalException)
+            raise unavailable(self._store.path, error) from error
 
     async def finish(self) -> None:
         """Commit what is left, with the fold, so that the next start need not fold anything again."""

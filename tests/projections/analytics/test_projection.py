@@ -167,8 +167,25 @@ async def test_what_is_lost_for_good_is_said(connection: Connection, tmp_path: P
     await connection.api("STREAM.PURGE.LOG", {"seq": 4})
     with capture_logs() as logs:
         found = await once(connection, tmp_path)
-    assert [each["missing"] for each in logs if each["event"] == "analytics_gap"] == ["1 to 3"]
+    assert gaps(logs) == [(1, 3, 3)]
     assert len(found["events"]) == 3
+
+
+async def test_what_was_deleted_between_two_messages_is_said_in_one_line(
+    connection: Connection, tmp_path: Path, crowd: Crowd
+) -> None:
+    await say(connection, crowd.fleet())
+    for seq in (2, 4, 5):
+        await connection.api("STREAM.MSG.DELETE.LOG", {"seq": seq})
+    with capture_logs() as logs:
+        found = await once(connection, tmp_path)
+    assert gaps(logs) == [(2, 5, 3)]
+    assert sorted(row[0] for row in found["events"]) == [1, 3, 6]
+
+
+def gaps(logs: list[Any]) -> list[tuple[int, int, int]]:
+    told = [each for each in logs if each["event"] == "analytics_gap"]
+    return [(each["from"], each["to"], each["missing"]) for each in told]
 
 
 UNREADABLE = {

@@ -87,6 +87,18 @@ def test_rubbish_is_set_aside_with_its_window() -> None:
     assert (row["stream"], row["seq"], row["body"]) == ("BEATS", 2, b"no heartbeat")
 
 
+def test_heartbeats_that_are_no_text_are_set_aside() -> None:
+    store = in_memory()
+    whole = beat(1, START_MS).body
+    in_a_name, in_a_field_of_others = whole.replace(b'"i"', b'"\xff"'), whole[:-1] + b',"x":"\xff"}'
+    bodies = [in_a_name, in_a_field_of_others, whole]
+    said = [Message(n, START_MS + n, "gpu.n0-0.heartbeat", None, body) for n, body in enumerate(bodies, 1)]
+    stored(store, Pulse(), [*said, tick(4, START_MS + 10_000)])
+    assert [row["body"] for row in rows(store, "FROM set_aside ORDER BY seq")] == bodies[:2]
+    (row,) = rows(store, "FROM heartbeats")
+    assert (row["incarnation"], row["samples"]) == ("i", 2)
+
+
 def test_measurements_that_no_device_makes_do_no_harm() -> None:
     store = in_memory()
     absurd = beat(1, START_MS, utilisation=1e300, temperature_c=10**30, memory_used_bytes=10**40)
