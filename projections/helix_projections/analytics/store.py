@@ -128,9 +128,8 @@ class Store:
                 self._db.execute("INSERT INTO fold VALUES (?, ?)", [commit.rows.seq, commit.fold])
             self._db.execute("COMMIT")
         except Exception:
-            with suppress(
-                duckdb.Error
-            ):  # a commit that failed has left no transaction, and is what must be told
+            # A commit that failed has left no transaction, and it is what must be told.
+            with suppress(duckdb.Error):
                 self._db.rollback()
             raise
 
@@ -155,9 +154,8 @@ class Store:
             for statement in statements:
                 self._db.execute(statement)
         finally:
-            with suppress(
-                duckdb.Error
-            ):  # after an error the transaction takes nothing, and the error must be told
+            # After an error the transaction takes nothing, and that error must be told.
+            with suppress(duckdb.Error):
                 self._db.unregister(name)
 
     def _of(self, table: str) -> Columns:

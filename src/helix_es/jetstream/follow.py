@@ -105,7 +105,7 @@ class _Reader(Generic[T]):
 
 def _trace(headers: bytes) -> str:
     """Return the one header that a follower may pass on; parsing all of them would halve the speed."""
-    return headers.partition(TRACE)[2].partition(b"\r\n")[0].decode().strip()
+    return headers.partition(TRACE)[2].partition(b"\r\n")[0].decode(errors="replace").strip()
 
 
 async def follow(
