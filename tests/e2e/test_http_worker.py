@@ -171,8 +171,12 @@ async def test_polls_at_once_never_exceed_the_slots(here: Place) -> None:
 async def test_the_floor_knows_the_worker_while_it_asks_and_until_its_lease_ends(here: Place) -> None:
     hand = here.hand("w1")
     await hand.nothing(wait_s=1.2)
+
+    async def beats() -> bool:
+        return bool((await here.gpus())["w1"]["heartbeat_at"])
+
+    await here.until(beats, "a heartbeat that can be read", 5)
     gpu = (await here.gpus())["w1"]
-    assert gpu["heartbeat_at"]
     assert gpu["detail"] == {"over": "http"}
     assert "http-" not in str(gpu), "an incarnation is a secret"
 

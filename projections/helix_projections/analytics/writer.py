@@ -135,6 +135,7 @@ class Writer:
         """Commit what is left, with the fold, so that the next start need not fold anything again."""
         self._kept_s = -KEEP_S
         await self.commit()
+        await self.on_thread(lambda: None)  # a commit whose waiter was cancelled is still under way
 
     async def close(self) -> None:
         """Close the database."""
