@@ -10,9 +10,8 @@ from litestar import Controller, get
 from helix_es.api.owner import owner_of
 from helix_es.api.services import Services
 from helix_es.api.sessions import Web
-from helix_es.api.views import GpuView, gpu_state, gpu_view, instant
+from helix_es.api.views import GpuView, PoolView, gpu_view, instant, pool_view
 from helix_es.core.events import Workload
-from helix_es.core.fleet import Pool
 from helix_es.core.floor import Gpu, serves
 from helix_es.core.occupancy import Occupancy
 
@@ -110,23 +109,6 @@ class AdapterList(msgspec.Struct, kw_only=True):
     data: list[AdapterView]
 
 
-class PoolView(msgspec.Struct, kw_only=True):
-    """How many GPUs there should be and are."""
-
-    pool: str
-    wanted: int
-    """For a pool that is not configured, what is there."""
-    present: int
-    ready: int
-    loading: int
-    leaving: int
-    min: int | None
-    max: int | None
-    reason: str
-    """Why it was resized last."""
-    resized_at: str | None
-
-
 class Division(msgspec.Struct, kw_only=True):
     """How GPUs are divided between chats and batch work, and what that cost."""
 
@@ -216,24 +198,7 @@ class Floor(Controller):
         owner_of(request, services.settings.auth)
         state = services.replica.state
         names = sorted({*state.policy.pools, *(gpu.pool for gpu in state.gpus.values())})
-        return Fleet(data=[_pool(state, name) for name in names], division=_division(state))
-
-
-def _pool(state: Occupancy, name: str) -> PoolView:
-    rule, pool = state.policy.pools.get(name), state.fleet.pools.get(name) or Pool()
-    states = [gpu_state(gpu) for gpu in state.gpus.values() if gpu.pool == name]
-    return PoolView(
-        pool=name,
-        wanted=pool.size if rule is not None else pool.present,
-        present=pool.present,
-        ready=states.count("ready") + states.count("draining"),
-        loading=states.count("loading") + states.count("joining"),
-        leaving=pool.leaving,
-        min=rule.min if rule is not None else None,
-        max=rule.max if rule is not None else None,
-        reason=pool.reason,
-        resized_at=instant(pool.resized_ms or None),
-    )
+        return Fleet(data=[pool_view(state, name) for name in names], division=_division(state))
 
 
 def _division(state: Occupancy) -> Division:

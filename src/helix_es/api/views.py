@@ -9,6 +9,7 @@ import msgspec
 
 from helix_es.core import events as e
 from helix_es.core.coldstart import cold_start
+from helix_es.core.fleet import Pool
 from helix_es.core.floor import Gpu
 from helix_es.core.history import Progress, Session, Turn
 from helix_es.core.occupancy import Occupancy
@@ -100,6 +101,23 @@ class GpuView(msgspec.Struct, kw_only=True):
     temperature_c: int | None
     heartbeat_at: str | None
     detail: dict[str, Any]
+
+
+class PoolView(msgspec.Struct, kw_only=True):
+    """How many GPUs there should be and are."""
+
+    pool: str
+    wanted: int
+    """For a pool that is not configured, what is there."""
+    present: int
+    ready: int
+    loading: int
+    leaving: int
+    min: int | None
+    max: int | None
+    reason: str
+    """Why it was resized last."""
+    resized_at: str | None
 
 
 def instant(ms: int | None) -> str | None:
@@ -206,4 +224,22 @@ def gpu_view(gpu: Gpu, beat: e.Recorded | None, state: Occupancy, owner: str) ->
         temperature_c=told.temperature_c if told else None,
         heartbeat_at=instant(beat.at_ms) if beat else None,
         detail=told.detail if told else {},
+    )
+
+
+def pool_view(state: Occupancy, name: str) -> PoolView:
+    """Return how large the pool should be and is, by the fold."""
+    rule, pool = state.policy.pools.get(name), state.fleet.pools.get(name) or Pool()
+    states = [gpu_state(gpu) for gpu in state.gpus.values() if gpu.pool == name]
+    return PoolView(
+        pool=name,
+        wanted=pool.size if rule is not None else pool.present,
+        present=pool.present,
+        ready=states.count("ready") + states.count("draining"),
+        loading=states.count("loading") + states.count("joining"),
+        leaving=pool.leaving,
+        min=rule.min if rule is not None else None,
+        max=rule.max if rule is not None else None,
+        reason=pool.reason,
+        resized_at=instant(pool.resized_ms or None),
     )

@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 
-from helix_es.api.views import gpu_state
+from helix_es.api.views import PoolView, gpu_state, pool_view
 from helix_es.cli.instants import rfc3339
 from helix_es.core import events as e
-from helix_es.core.fleet import Pool
 from helix_es.core.floor import Gpu, Seat
 from helix_es.core.occupancy import Occupancy
 
@@ -90,21 +89,6 @@ class SeatThen(msgspec.Struct, kw_only=True):
     """When it did anything last."""
 
 
-class PoolThen(msgspec.Struct, kw_only=True):
-    """How many GPUs a pool should have had, and had."""
-
-    pool: str
-    wanted: int
-    present: int
-    ready: int
-    loading: int
-    leaving: int
-    min: int | None
-    max: int | None
-    reason: str
-    resized_at: str | None
-
-
 class OwnerThen(msgspec.Struct, kw_only=True):
     """What one owner had."""
 
@@ -126,7 +110,7 @@ class Picture(msgspec.Struct, kw_only=True):
     gpus: list[GpuThen]
     queue: list[QueueThen]
     bindings: list[SeatThen]
-    pools: list[PoolThen]
+    pools: list[PoolView]
     owners: list[OwnerThen]
     policy: e.Policy
     policy_seq: int
@@ -149,7 +133,7 @@ def picture(state: Occupancy, log: str) -> Picture:
         gpus=[_gpu(state.gpus[name]) for name in sorted(state.gpus)],
         queue=[queue_then(state, each) for each in workloads],
         bindings=[_seat(each) for each in sorted(seats, key=lambda seat: (seat.gpu or "", seat.session))],
-        pools=[_pool(state, each) for each in pools],
+        pools=[pool_view(state, each) for each in pools],
         owners=[
             OwnerThen(owner=each, held=state.held.get(each, 0), waiting=state.waiting.get(each, 0))
             for each in owners
@@ -234,23 +218,6 @@ def _seat(seat: Seat) -> SeatThen:
         attempt=seat.attempt,
         priority=seat.priority,
         state_at=rfc3339(seat.active_ms),
-    )
-
-
-def _pool(state: Occupancy, name: str) -> PoolThen:
-    rule, pool = state.policy.pools.get(name), state.fleet.pools.get(name) or Pool()
-    states = [gpu_state(gpu) for gpu in state.gpus.values() if gpu.pool == name]
-    return PoolThen(
-        pool=name,
-        wanted=pool.size if rule is not None else pool.present,
-        present=pool.present,
-        ready=states.count("ready") + states.count("draining"),
-        loading=states.count("loading") + states.count("joining"),
-        leaving=pool.leaving,
-        min=None if rule is None else rule.min,
-        max=None if rule is None else rule.max,
-        reason=pool.reason,
-        resized_at=rfc3339(pool.resized_ms) if pool.resized_ms else None,
     )
 
 
