@@ -187,17 +187,19 @@ class _Following:
                 await self._snapshot()
 
     async def _snapshot(self) -> None:
-        changed, self._writer.changed = self._writer.changed, False
         try:
-            if changed or not (self._plan.folder / SNAPSHOT).exists():
-                changed = True
-                await self._writer.on_thread(self._snapshots.make, self._store)
-            else:
-                self._snapshots.still_fresh()
+            await self._writer.on_thread(self._publish)
         except OSError as error:
-            self._writer.changed |= changed
             self._snapshots.put_off(time.time())
             log.warning("snapshot_failed", folder=str(self._plan.folder), error=str(error))
+
+    def _publish(self) -> None:
+        """Runs on the thread, as commits do: whoever waits for it may be cancelled, and nothing is half said."""
+        if not self._writer.changed and (self._plan.folder / SNAPSHOT).exists():
+            self._snapshots.still_fresh()
+            return
+        self._snapshots.make(self._store)
+        self._writer.changed = False
 
     async def _export(self) -> None:
         every_s = self._plan.export_every_s
