@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: up demo test check bench bench-peers chaos fidelity clean setup
+.PHONY: up demo test check explore bench bench-peers chaos fidelity clean setup
 
 setup: $(STAMP)
 
@@ -32,6 +32,11 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The property tests with other examples than those of `make test`, and many times as many.
+EXAMPLES ?= 20
+explore: setup
+	HELIX_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m hypothesis --timeout 7200
 
 bench: setup
 	$(BIN)/python -m tests.bench

@@ -14,6 +14,9 @@ import pytest
 from helix_es.jetstream.client import Connection, NatsSettings, connect
 from helix_es.jetstream.server import command, free_port, write_config
 from helix_es.jetstream.streams import provision
+from tests import examples
+
+examples.load()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from helix_es.core.floor import Capacity, serves
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.snapshot import dump, load
 from tests.core.shop import Shop
+from tests.examples import many
 
 CHAT = e.Workload("create", "text", "mistral")
 TINY = e.Workload("create", "text", "tiny")
@@ -277,7 +278,7 @@ class FloorMachine(RuleBasedStateMachine):
 
 
 FloorMachine.TestCase.settings = settings(
-    max_examples=130,
+    max_examples=many(130),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -12,6 +12,7 @@ from helix_es.core import events as e
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.snapshot import dump, load
 from tests.core.shop import WORK, Runner, Shop
+from tests.examples import many
 
 SIDS = [f"s{n}" for n in range(12)]
 GPUS = ["box-0", "box-1", "box-2"]
@@ -201,7 +202,7 @@ class ShopMachine(RuleBasedStateMachine):
 
 
 ShopMachine.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=many(150),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

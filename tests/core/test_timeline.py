@@ -20,6 +20,7 @@ from helix_es.core.snapshot import dump
 from helix_es.core.timeline import Timeline
 from tests.core.doings import doings, shop_of
 from tests.core.shop import Shop
+from tests.examples import many
 
 
 class Tape:
@@ -60,7 +61,7 @@ def small_log(count: int = 30) -> list[Recorded]:
     return shop.log.records
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=many(30), deadline=None)
 @given(done=doings, every=st.integers(1, 40), random=st.randoms(use_true_random=False))
 def test_every_sequence_sought_in_any_order_is_the_fold_of_its_prefix(
     done: list[tuple[str, int]], every: int, random: Any
@@ -81,7 +82,7 @@ def test_every_sequence_sought_in_any_order_is_the_fold_of_its_prefix(
     told(seek)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=many(20), deadline=None)
 @given(done=doings, every=st.integers(1, 40), random=st.randoms(use_true_random=False))
 def test_every_instant_sought_in_any_order_is_the_fold_of_what_was_stored_by_then(
     done: list[tuple[str, int]], every: int, random: Any

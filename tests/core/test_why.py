@@ -17,6 +17,7 @@ from helix_es.core.why import Why
 from helix_es.testing import matches
 from tests.core.doings import OTHER, TRAINS, doings, shop_of
 from tests.core.shop import WORK, Shop
+from tests.examples import many
 
 
 def why(shop: Shop, sid: str) -> Story:
@@ -450,7 +451,7 @@ def test_a_session_that_the_log_does_not_know_has_no_story_and_names_like_it() -
     assert asked.similar == ["abc-1", "abc-2"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=many(100), deadline=None)
 @given(done=doings)
 def test_every_story_agrees_with_the_session_and_with_the_fold(done: list[tuple[str, int]]) -> None:
     shop = shop_of(done)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import msgspec
 
 from helix_es.core import events as e
-from helix_es.core.decision import MOST, Decision, assign, drain, some
+from helix_es.core.decision import MOST, Decision, assign, drain, some, withdrawn
 from helix_es.core.floor import Gpu, Make, coefficient, serves
 from helix_es.core.occupancy import Occupancy
 
@@ -33,19 +33,19 @@ class Need(msgspec.Struct, kw_only=True):
 
 
 class Assignment:
-    """One plan: what is decided in it counts for what is decided after it."""
+    """One plan: what is decided in it, and in `before`, counts for what is decided after it."""
 
-    def __init__(self, state: Occupancy, now_ms: int) -> None:
+    def __init__(self, state: Occupancy, now_ms: int, before: Sequence[Decision] = ()) -> None:
         self._state = state
         self._fleet = state.fleet
         self._now_ms = now_ms
         self.kept = state.fleet.kept
         """GPUs that are kept for batch work, after this plan."""
-        self._withdrawn: dict[e.Workload, int] = {}
+        self._withdrawn = withdrawn(state, before)
         self._looks: dict[tuple[e.Workload, e.Workload, Make], Iterator[str]] = {}
         self._plan: list[Decision] = []
-        self.taken: set[str] = set()
-        """GPUs that this plan deals with."""
+        self.taken: set[str] = {each.event.gpu for each in before if isinstance(each.event, e.GpuAssigned)}
+        """GPUs that are dealt with: a second decision about one could never be stored."""
         # Chats first: batch work has what is kept for it, and may have the rest while no chat waits for that.
         self.needs = sorted(
             self._needed(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import msgspec
@@ -11,7 +11,7 @@ from helix_es.core import events as e
 from helix_es.core.floor import Gpu, Seat, coefficient, purpose_of, serves
 from helix_es.core.occupancy import Occupancy
 
-RULES = 1
+RULES = 2
 """One more whenever the same state is decided otherwise than before. It is in the log with the policy, so that a replay
 knows which decisions it can make again. tests/core/test_verify.py has a recorded log that tells."""
 
@@ -100,3 +100,17 @@ def _assigned(
         ),
         expected_seq=gpu.last_seq,
     )
+
+
+def withdrawn(state: Occupancy, plan: Iterable[Decision]) -> dict[e.Workload, int]:
+    """Return the free slots that assignments of the plan take away: nobody may be admitted to them."""
+    found: dict[e.Workload, int] = {}
+    for each in plan:
+        if isinstance(each.event, e.GpuAssigned):
+            gpu = state.gpus[each.event.gpu]
+            workload = serves(gpu)
+            if workload is not None and gpu.state == "ready" and each.event.slots < gpu.slots:
+                held = len(gpu.sessions)
+                room = max(0, gpu.slots - held) - max(0, each.event.slots - held)
+                found[workload] = found.get(workload, 0) + room
+    return found

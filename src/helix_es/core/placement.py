@@ -6,7 +6,7 @@ from itertools import islice
 
 from helix_es.core import events as e
 from helix_es.core.assignment import Assignment
-from helix_es.core.decision import MOST, Decision, assign, drain, give_up, release, some
+from helix_es.core.decision import MOST, Decision, assign, drain, give_up, release, some, withdrawn
 from helix_es.core.floor import Gpu, Seat, coefficient, serves
 from helix_es.core.growth import resizes
 from helix_es.core.occupancy import Occupancy
@@ -22,16 +22,17 @@ def decide(state: Occupancy, now_ms: int) -> list[Decision]:
     plan += _give_ups(state, now_ms)
     plan += _drains(state, now_ms)
     plan += _coefficients(state, now_ms)
-    assignment = Assignment(state, now_ms)
+    assignment = Assignment(state, now_ms, plan)
     plan += assignment.plan(MOST - len(plan))
     plan += resizes(state, assignment, now_ms)
-    withdrawn = _withdrawn(state, plan)
+    taken_away = withdrawn(state, plan)
+    allowance = _allowance(state)
     for workload in sorted(_wanting(state)):
         room = MOST - len(plan)
         if room <= 0:
             break
-        free = state.door.capacity(workload).free - withdrawn.get(workload, 0)
-        admitted = _admissions(state, workload, now_ms, min(free, room))
+        free = state.door.capacity(workload).free - taken_away.get(workload, 0)
+        admitted = _admissions(state, workload, now_ms, min(free, room), allowance)
         plan += admitted
         plan += _evictions(state, workload, now_ms, len(admitted), MOST - len(plan))
     return plan[:MOST]
@@ -131,26 +132,20 @@ def _coefficients(state: Occupancy, now_ms: int) -> list[Decision]:
     return plan
 
 
-def _withdrawn(state: Occupancy, plan: list[Decision]) -> dict[e.Workload, int]:
-    """Return the slots that assignments of this plan take away: nobody may be admitted to them."""
-    found: dict[e.Workload, int] = {}
-    for each in plan:
-        if isinstance(each.event, e.GpuAssigned):
-            gpu = state.gpus[each.event.gpu]
-            workload = serves(gpu)
-            if workload is not None and gpu.state == "ready" and each.event.slots < gpu.slots:
-                held = len(gpu.sessions)
-                room = max(0, gpu.slots - held) - max(0, each.event.slots - held)
-                found[workload] = found.get(workload, 0) + room
-    return found
+def _allowance(state: Occupancy) -> dict[str, int]:
+    """Return how many more slots each owner who holds some may have; {} without such a limit."""
+    most = state.policy.slots_per_owner
+    return {owner: most - held for owner, held in state.held.items()} if most else {}
 
 
-def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, free: int) -> list[Decision]:
+def _admissions(
+    state: Occupancy, workload: e.Workload, now_ms: int, free: int, allowance: dict[str, int]
+) -> list[Decision]:
+    """Admit who is next; `allowance` shrinks, since an owner may wait for several workloads."""
     if free <= 0:
         return []
     plan = []
     most = state.policy.slots_per_owner
-    allowance = {owner: most - held for owner, held in state.held.items()} if most else {}
     divided_ms = state.divided_ms(workload, now_ms)
     for place in state.door.queue(workload).next(free, allowance, most):
         seat = state.seats[place.session]
@@ -172,6 +167,8 @@ def _admissions(state: Occupancy, workload: e.Workload, now_ms: int, free: int) 
         )
         plan.append(Decision(event=event, expected_seq=seat.last_seq))
         free -= 1
+        if most:
+            allowance[seat.owner] = allowance.get(seat.owner, most) - 1
     return plan
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from helix_es.core import events as e
 from tests.core.test_shop_stateful import GPUS, ShopMachine
+from tests.examples import many
 from tests.projections.analytics import plain
 from tests.projections.analytics.kit import contents, filled, in_memory, messages, rows
 
@@ -60,7 +61,7 @@ def ms(at: Any) -> int | None:
     return None if at is None else round(at.timestamp() * 1000)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=many(25), deadline=None, suppress_health_check=list(HealthCheck))
 @given(actions=st.lists(_ACTIONS, min_size=5, max_size=80), cuts=st.sets(st.integers(0, 400), max_size=12))
 def test_the_tables_say_what_the_log_says(actions: list[Any], cuts: set[int]) -> None:
     records = lived(actions)

@@ -18,6 +18,7 @@ from helix_projections.simulation.scenario import Scenario
 from helix_projections.simulation.service import Service
 from helix_projections.simulation.shop import Shop, simulate
 from helix_projections.simulation.traces import merged
+from tests.examples import many
 from tests.projections.simulation.floor import OPEN_MS, WORK, arrivals, most_held
 
 TUNE = e.Workload("finetune", "text", "mistral")
@@ -142,7 +143,7 @@ def test_delays_of_scheduler_and_start_add_to_every_wait() -> None:
     assert (turn.took_ms("wait"), turn.took_ms("start"), turn.took_ms("first_token")) == (7, 12, 22)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=many(10), deadline=None)
 @given(
     seed=st.integers(0, 1000),
     gpus=st.integers(1, 4),

@@ -24,6 +24,7 @@ from helix_projections.simulation.recorded import Recording, recorded, recording
 from helix_projections.simulation.scenario import Scenario
 from helix_projections.simulation.service import Service
 from helix_projections.simulation.shop import Shop, simulate
+from tests.examples import many
 from tests.projections.simulation.floor import OPEN_MS, WORK, arrivals
 
 CHAOS = Path(__file__).parents[2] / "data/logs/chaos.jsonl.xz"
@@ -56,7 +57,7 @@ class Records:
         yield self._records[after_seq:]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=many(15), deadline=None)
 @given(
     seed=st.integers(0, 1000),
     gap_ms=st.sampled_from([50, 300, 2000]),

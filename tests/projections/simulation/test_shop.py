@@ -13,6 +13,7 @@ from helix_es.core import events as e
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.snapshot import dump
 from helix_projections.simulation.arrival import Arrival
+from tests.examples import many
 from tests.projections.simulation.floor import OPEN_MS, arrivals, mooncake_shop, most_held, simulated
 
 
@@ -22,7 +23,7 @@ def ends(records: list[e.Recorded]) -> Counter[tuple[str, int]]:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=many(25), deadline=None)
 @given(
     seed=st.integers(0, 1000),
     gap_ms=st.sampled_from([20, 200, 2000]),

@@ -13,6 +13,7 @@ from helix_projections.simulation.axis import Axis, Point, points
 from helix_projections.simulation.sweep import Answer
 from helix_projections.simulation.target import parse
 from helix_projections.simulation.tune import EVERY_POINT, Prefer, Search, Tuned, tune
+from tests.examples import many
 
 TARGET = parse("p95 first token <= 1s")
 First = Callable[[Point], float | None]
@@ -54,7 +55,7 @@ def least_cost(axes: tuple[Axis, ...], first: First) -> float | None:
     return min(costs, default=None)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=many(25), deadline=None)
 @given(work=st.floats(0.5, 30), best_slots=st.integers(1, 40), slope=st.floats(1.01, 2))
 def test_a_large_space_is_searched_in_part_and_its_cheapest_point_is_found(
     work: float, best_slots: int, slope: float
@@ -72,7 +73,7 @@ def test_a_large_space_is_searched_in_part_and_its_cheapest_point_is_found(
     assert tuned.points == 32 * 40
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=many(25), deadline=None)
 @given(data=st.data())
 def test_whatever_the_measures_nothing_simulated_is_better_than_the_choice(data: st.DataObject) -> None:
     axes = space(data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20)), data.draw(st.integers(0, 2)))
