@@ -30,8 +30,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Whole systems with real models keep two cores busy: they come alone, one after the other.
 test: check
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not e2e' -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
 
 # The property tests with other examples than those of `make test`, and many times as many.
 EXAMPLES ?= 20

@@ -5,31 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import msgspec
-
 from helix_es.core import events as e
 from helix_es.core.decision import MOST, Decision, assign, drain, some, withdrawn
 from helix_es.core.floor import Gpu, Make, coefficient, serves
+from helix_es.core.needs import LOOKED_AT, Need, needed
 from helix_es.core.occupancy import Occupancy
 
-LOOKED_AT = (
-    32  # GPUs among which the emptiest is found; the whole fleet would make a decision as dear as it is large
-)
-
-LATE = 3  # times its load time, and starve_after: a GPU that has not answered by then is not counted on
 WORSE = 3  # times as long a wait before a GPU is taken from those who wait too
-
-
-class Need(msgspec.Struct, kw_only=True):
-    """Somebody waits for a workload, and no slot is free or coming for them."""
-
-    workload: e.Workload
-    missing: int
-    """Slots."""
-    waited_ms: int
-    """Of the next to be served."""
-    wait_ms: int | None
-    """That the last in the queue must expect; None: nothing serves it."""
 
 
 class Assignment:
@@ -48,7 +30,7 @@ class Assignment:
         """GPUs that are dealt with: a second decision about one could never be stored."""
         # Chats first: batch work has what is kept for it, and may have the rest while no chat waits for that.
         self.needs = sorted(
-            self._needed(),
+            needed(state, now_ms),
             key=lambda need: (need.workload.mode == "finetune", -need.waited_ms, need.workload),
         )
 
@@ -62,49 +44,6 @@ class Assignment:
             self._relieve(need)
         self._restore()
         return self._plan[: self._room]
-
-    # -- who needs what
-
-    def _needed(self) -> list[Need]:
-        needs = []
-        door = self._state.door
-        for workload in sorted({*door.waiting, *(w for w, c in door.capacities.items() if c.overdue)}):
-            capacity, queue = door.capacity(workload), door.queue(workload)
-            coming = self._fleet.coming.get(workload, 0) - self._late(workload)
-            waiting = self._state.admissible(workload, MOST)
-            missing = waiting + capacity.overdue - max(0, capacity.free) - max(0, coming)
-            if missing <= 0:
-                continue
-            needs.append(
-                Need(
-                    workload=workload,
-                    missing=missing,
-                    waited_ms=max(0, self._now_ms - self._since_ms(workload)),
-                    wait_ms=self._state.wait_ms(workload, len(queue), self._now_ms)
-                    if capacity.slots
-                    else None,
-                )
-            )
-        return needs
-
-    def _since_ms(self, workload: e.Workload) -> int:
-        """Return since when somebody waits: admitted without a slot to start on, or next in the queue."""
-        first = [place.session for place in self._state.door.queue(workload).first(1)]
-        if self._state.door.capacity(workload).overdue:
-            first += islice(self._state.admitted.get(workload, ()), 1)
-        return min((self._state.seats[each].queued_ms for each in first), default=self._now_ms)
-
-    def _late(self, workload: e.Workload) -> int:
-        """Return the slots that should have come long ago: GPUs that do not answer are not waited for."""
-        slots = 0
-        for name in islice(self._fleet.unsettled, LOOKED_AT):
-            gpu = self._state.gpus[name]
-            target = gpu.next if gpu.draining else serves(gpu)
-            if target == workload and not gpu.leaving:
-                most_ms = LATE * self._fleet.load(workload.model) + self._state.policy.starve_after_ms
-                if self._now_ms - gpu.asked_ms > most_ms:
-                    slots += coefficient(self._state.policy, gpu, workload)
-        return slots
 
     # -- GPUs that serve nothing
 

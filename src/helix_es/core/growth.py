@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import islice
 
 from helix_es.core import events as e
-from helix_es.core.assignment import LOOKED_AT, Assignment
+from helix_es.core.assignment import Assignment
 from helix_es.core.decision import Decision, drain
 from helix_es.core.fleet import Pool
 from helix_es.core.floor import Gpu
+from helix_es.core.needs import LOOKED_AT
 from helix_es.core.occupancy import Occupancy
 
 
