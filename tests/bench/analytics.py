@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import uvloop
 
 from helix_es.analytics.parquet import ParquetArchive
 from helix_es.analytics.schema import statements
-from helix_es.cli.analytics import GARBAGE
+from helix_es.cli.analytics import GARBAGE, SWITCH_S
 from helix_es.core import events as e
 from helix_es.core.codec import encode
 from helix_es.core.occupancy import Occupancy
@@ -62,8 +63,9 @@ async def measure() -> Found:
         folder = Path(name)
         server = NatsServer(folder / "nats", sync_interval="2m")  # only the filling is sped up by this
         server.start()
-        before = gc.get_threshold()
-        gc.set_threshold(*GARBAGE)  # as the process does
+        before = gc.get_threshold(), sys.getswitchinterval()
+        gc.set_threshold(*GARBAGE)  # both as the process does
+        sys.setswitchinterval(SWITCH_S)
         try:
             connection = await connect(NatsSettings(url=server.url))
             await provision(connection)
@@ -73,7 +75,8 @@ async def measure() -> Found:
             await connection.close()
         finally:
             server.close()
-            gc.set_threshold(*before)
+            gc.set_threshold(*before[0])
+            sys.setswitchinterval(before[1])
         rows = _rows(folder / "0.duckdb")
         appended = max(_appended(folder / f"appended{n}.duckdb", rows) for n in range(TRIES))
         count = sum(map(len, rows.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ import structlog
 from nats.aio.client import Client
 
 from helix_es.core.errors import Conflict, HelixError, LogFull, Misconfigured, Unavailable
+from helix_es.jetstream.wire import Sink, SinkClient
 
 log = structlog.get_logger(__name__)
 
@@ -22,9 +23,6 @@ MIN_VERSION = (2, 12)  # prioritized consumers and batched direct get with a wil
 REQUEST_TIMEOUT_S = 5.0
 API_TRIES, API_TRY_S = 3, 1.5  # an answer takes milliseconds, but for the first ones of a server that starts
 NO_RESPONDERS = b"NATS/1.0 503"
-
-Sink = Callable[[str, str, bytes, bytes], None]
-"""(subject, reply, raw headers, data) of one message, called in the reader: it must not block or raise."""
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,24 +35,6 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_ca_file: str | None = None
     inbox_prefix: str = "_INBOX"
     connect_timeout_s: float = 10.0
-
-
-class SinkClient(Client):
-    """nats-py with a way around its queue and header parser for subscriptions that read a whole log.
-
-    `_process_msg` is private, hence the exact pin of nats-py in pyproject.toml.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sinks: dict[int, Sink] = {}
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        sink = self.sinks.get(sid)
-        if sink is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        sink(subject.decode(), reply.decode(), headers or b"", data)
 
 
 class Connection:

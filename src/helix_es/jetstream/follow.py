@@ -59,7 +59,11 @@ def recorded(seq: int, at_ms: int, subject: str, headers: bytes, data: bytes) ->
 
 def message(seq: int, at_ms: int, subject: str, headers: bytes, data: bytes) -> Message:
     """Return the message itself."""
-    return Message(seq, at_ms, subject, _trace(headers) if TRACE in headers else None, data)
+    trace = _trace(headers) if TRACE in headers else None
+    return _new(Message, (seq, at_ms, subject, trace, data))  # half the time of calling Message
+
+
+_new = tuple.__new__
 
 
 class _Reader(Generic[T]):
@@ -70,35 +74,45 @@ class _Reader(Generic[T]):
         self.records: list[T] = []
         self.seq = after_seq
         self.delivered = 0
-        self.pending: int | None = None
-        self.outstanding = 0
+        self.asked = 0
+        """Messages that the server was asked for, delivered ones included."""
         self.broken = ""
         self.arrived = asyncio.Event()
+        self._pending = "0"
+
+    @property
+    def outstanding(self) -> int:
+        return self.asked - self.delivered
+
+    @property
+    def pending(self) -> int:
+        """How many more the server had when it sent the last one."""
+        return int(self._pending)
 
     def sink(self, subject: str, reply: str, headers: bytes, data: bytes) -> None:
+        # $JS.ACK.<stream>.<consumer>.<tries>.<sequence>.<delivery>.<ns>.<pending>, or a status without a reply
         if not reply.startswith("$JS.ACK."):
             self._status(headers)
             self.arrived.set()
             return
-        _, seq, delivered, stamp_ns, pending = reply.rsplit(".", 4)
-        if int(delivered) != self.delivered + 1:
-            self.broken = f"gap: delivery {delivered} after {self.delivered}"
+        _, seq, delivered, stamp_ns, self._pending = reply.rsplit(".", 4)
+        self.delivered += 1
+        if int(delivered) != self.delivered:
+            self.broken = self.broken or f"gap: delivery {delivered} where {self.delivered} comes next"
         if self.broken:
             self.arrived.set()
             return
-        self.delivered += 1
-        self.outstanding -= 1
-        self.seq = int(seq)
-        self.records.append(self._make(self.seq, int(stamp_ns) // 1_000_000, subject, headers, data))
-        self.pending = int(pending)
-        self.arrived.set()
+        self.seq = number = int(seq)
+        if not self.records:  # otherwise somebody was told already
+            self.arrived.set()
+        self.records.append(self._make(number, int(stamp_ns) // 1_000_000, subject, headers, data))
 
     def _status(self, raw: bytes) -> None:
         status, headers = parse(raw)
         if status == 100:
             return
         if status == 408:
-            self.outstanding -= int(headers.get("Nats-Pending-Messages", PULL))
+            self.asked -= int(headers.get("Nats-Pending-Messages", PULL))
             return
         self.broken = f"status {status}"
 
@@ -153,7 +167,7 @@ async def _attempt(
         while True:
             while reader.outstanding <= OUTSTANDING - PULL:
                 await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", pull, reply=inbox)
-                reader.outstanding += PULL
+                reader.asked += PULL
             try:
                 async with asyncio.timeout(SILENCE_S):
                     await reader.arrived.wait()
@@ -162,7 +176,7 @@ async def _attempt(
             reader.arrived.clear()
             records, reader.records = reader.records, []
             if records:
-                yield records, reader.pending or 0, reader.seq
+                yield records, reader.pending, reader.seq
             if reader.broken:
                 raise Unavailable(f"{stream}: {reader.broken}")
     finally:
