@@ -73,7 +73,6 @@ class Runner:
         self._loaded: e.Workload | None = None
         self._serving: e.Workload | None = None
         """What new sessions are taken of."""
-        self._load_ms = 0
         self._failed: e.Workload | None = None
         self._crashed: Exception | None = None
         self._leaving = False
@@ -202,17 +201,18 @@ class Runner:
         return given.fact.incarnation != self._presence.incarnation
 
     async def _obey(self, given: Assignment, group: asyncio.TaskGroup) -> None:
+        load_ms = 0
         if given.slots and given.workload != self._loaded:  # a GPU that only drains needs no weights
-            await self._load(given.workload)
+            load_ms = await self._load(given.workload)
         async with self._starting:  # whoever was seated within the old limit is in the log
             if self._is_over(given):
                 return
             self._bindings.offer(given.slots)
             self._serving = given.workload
-        await patiently(lambda: self._presence.ready(given.fact, given.seq, self._load_ms))
+        await patiently(lambda: self._presence.ready(given.fact, given.seq, load_ms))
         if self._is_over(given):
             return
-        log.info("ready", model=given.fact.model, slots=given.slots, load_ms=self._load_ms)
+        log.info("ready", model=given.fact.model, slots=given.slots, load_ms=load_ms)
         self._ready.set()
         self._pulls.follow(given.workload, group)
         self._leaving = given.fact.leaving
@@ -223,7 +223,8 @@ class Runner:
             log.info("leaving", gpu=self._offer.gpu)
             self.stop()
 
-    async def _load(self, workload: e.Workload) -> None:
+    async def _load(self, workload: e.Workload) -> int:
+        """Return the milliseconds that it took, at least 1."""
         if workload not in self._offer.workloads:
             wanted = f"{workload.mode}/{workload.type}/{workload.model}"
             raise EngineError(f"the scheduler assigned {wanted}, which this runner does not offer")
@@ -238,7 +239,7 @@ class Runner:
             self._failed = workload
             raise
         self._loaded = workload
-        self._load_ms = int((time.monotonic() - begun) * 1000)
+        return max(1, int((time.monotonic() - begun) * 1000))
 
     # -- turns
 

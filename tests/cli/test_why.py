@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from helix_es.cli.instants import clock
 from helix_es.cli.why import why
 from helix_es.core import events as e
 from tests.cli.fake import helix
@@ -89,6 +90,57 @@ def test_who_was_ahead_who_passed_and_the_owners_limit_are_said(tmp_path: Path) 
         shop.close(sid)
         turn(shop)
     assert "s4#1 (cyd, said 00:16:44.100: higher priority 3)" in story(shop, tmp_path, "s2")
+
+
+def changes_told(folder: Path, losses: int, *, joins: bool = False) -> tuple[str, list[str]]:
+    """Return what is said of the slots that came free while s1 waited at its owner's limit, and of each change.
+
+    box-1 is lost each second, `losses` times, and comes back at once; with `joins` box-2 comes in the end.
+    """
+    shop = Shop(e.Policy(slots_per_owner=1))
+    shop.join("box-0", 1)
+    shop.join("box-1", 2)
+    turn(shop)
+    shop.open("s0")
+    turn(shop)
+    shop.open("s1")
+    turn(shop, 850)
+    for _ in range(losses):
+        shop.lose("box-1")
+        turn(shop, 1000)
+    if joins:
+        shop.join("box-2", 3)
+        turn(shop)
+    told = story(shop, folder, "s1").splitlines()
+    (first,) = [n for n, line in enumerate(told) if "came free meanwhile" in line]
+    lines = [line.strip() for line in told[first + 1 :]]
+    return told[first].strip(), lines[
+        : next(n for n, line in enumerate(lines) if line.startswith("is queued"))
+    ]
+
+
+def test_each_of_a_few_changes_has_a_line(tmp_path: Path) -> None:
+    _, told = changes_told(tmp_path, 4, joins=True)
+    assert [line.split(" ", 1)[1] for line in told] == [
+        "box-1 was lost (silent): 2 slots fewer",
+        "box-1 was ready: 2 slots more",
+    ] * 4 + ["box-2 was ready: 3 slots more"]
+
+
+@pytest.mark.parametrize(("losses", "more", "until"), [(5, 2, "00:16:44.050"), (80, 152, "00:17:59.050")])
+def test_of_many_changes_the_first_and_the_last_have_a_line_and_the_rest_is_counted(
+    tmp_path: Path, losses: int, more: int, until: str
+) -> None:
+    heading, told = changes_told(tmp_path, losses)
+    assert heading == (
+        f"{2 * losses} slots came free meanwhile ({2 * losses} of GPUs that were ready); 0 turns from ahead admitted"
+    )
+    assert [line.split(" ", 1)[1] for line in told if not line.startswith("…")] == [
+        "box-1 was lost (silent): 2 slots fewer",
+        "box-1 was ready: 2 slots more",
+    ] * 4
+    assert told[4] == f"… {more} more from 00:16:43.050 to {until}"
+    assert told[-1].startswith(clock(1_001_050 + 1000 * losses))
 
 
 def test_what_was_free_and_did_not_help_is_said(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ async def test_every_assignment_is_answered_and_a_loaded_model_is_not_loaded_aga
             ready = (await floor.put(CHAT, slots)).event
             assert isinstance(ready, e.GpuReady)
             assert (ready.model, ready.incarnation) == ("smollm2", "i1")
+            assert (ready.load_ms > 0) == (slots == 1), "what the first took is not told again"
         assert work.loads == [CHAT]
 
 

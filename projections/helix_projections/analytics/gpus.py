@@ -88,9 +88,9 @@ class Gpus:
         self._state.asked[name] = Asked(at_ms=record.at_ms, reason=reason)
 
     def loaded(self, record: e.Recorded, gpu: Gpu, load_ms: int | None) -> None:
-        """It has the model in memory; None: it left, or was lost, before it had."""
+        """It has the model in memory, after so long, 0: all the time; None: it left, or was lost, before it had."""
         asked = self._state.asked.pop(gpu.gpu, None)
-        if asked is None:
+        if asked is None or load_ms == 0:
             return
         ready_at = None if load_ms is None else record.at_ms
         about = (record.seq, gpu.gpu, gpu.incarnation, gpu.kind, gpu.pool, gpu.purpose, gpu.model)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 
 from helix_projections.simulation.arrival import Arrival
-from helix_projections.simulation.rows import csv_rows, positive
+from helix_projections.simulation.rows import Row, csv_rows
 
 
 def azure(path: Path, *, time_scale: float = 1.0, until_ms: int | None = None) -> Iterator[Arrival]:
     """Yield the requests of `TIMESTAMP,ContextTokens,GeneratedTokens`, conversations or code; each is its own session.
 
-    Times count from the first one's and are multiplied by `time_scale`; `until_ms` is in the trace's own time.
-    Raises Unreadable for a file of another form.
+    In order of time, whatever that of the file. Times count from the earliest and are multiplied by `time_scale`;
+    `until_ms` is in the trace's own time. Raises Unreadable for a file of another form.
     """
-    begun_ms: int | None = None
-    for number, (at_ms, prompt_tokens, output_tokens) in enumerate(csv_rows(path, _request)):
-        begun_ms = at_ms if begun_ms is None else begun_ms
-        if until_ms is not None and at_ms - begun_ms >= until_ms:
+    requests = sorted(map(_request, csv_rows(path)), key=itemgetter(0))  # a public trace need not be in order
+    begun_ms = _unix_ms(requests[0][0]) if requests else 0
+    for number, (at, prompt_tokens, output_tokens) in enumerate(requests):
+        at_ms = _unix_ms(at) - begun_ms
+        if until_ms is not None and at_ms >= until_ms:
             return
         yield Arrival(
-            at_ms=max(0, round((at_ms - begun_ms) * time_scale)),
+            at_ms=round(at_ms * time_scale),
             session=f"a{number}",
             turn=1,
             prompt_tokens=prompt_tokens,
@@ -30,7 +32,14 @@ def azure(path: Path, *, time_scale: float = 1.0, until_ms: int | None = None) -
         )
 
 
-def _request(row: dict[str, str]) -> tuple[int, int, int]:
-    at = datetime.fromisoformat(row["TIMESTAMP"].strip())
+def _request(row: Row) -> tuple[datetime, int, int]:
+    try:
+        at = datetime.fromisoformat(row.text("TIMESTAMP"))
+    except ValueError as error:
+        raise row.refused("TIMESTAMP", "not a time such as 2023-11-16 18:15:46.68") from error
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
-    return round(at.timestamp() * 1000), positive(row["ContextTokens"]), positive(row["GeneratedTokens"])
+    return at, row.whole("ContextTokens"), row.whole("GeneratedTokens")
+
+
+def _unix_ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)

@@ -76,7 +76,7 @@ class Floor:
                 return
             there = self._state.gpus.get(event.gpu)
             if there is not None and there.assigned_seq == seq:  # else it was told something else since
-                self._ready(gpu, workload, event, self._clock.now_ms - asked_ms)
+                self._ready(gpu, workload, event, load_ms)
 
         self._clock.at(asked_ms + load_ms, ready)
 

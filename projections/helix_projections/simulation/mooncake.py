@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from helix_projections.simulation.arrival import Arrival
-from helix_projections.simulation.rows import csv_rows, json_rows, positive
+from helix_projections.simulation.rows import Number, Row, Whole, csv_rows, json_rows
 
 BLOCK_TOKENS = 512  # of a prefix block
 LEAST_BLOCKS = 2  # that a turn shares with the one before: the first block is a system prompt that many have
 
 
 def mooncake(path: Path, *, time_scale: float = 1.0, until_ms: int | None = None) -> Iterator[Arrival]:
-    """Yield the turns of `mooncake_conversation_sessions.csv` in order of arrival, sessions linked by their prefixes.
+    """Yield the turns of `mooncake_conversation_sessions.csv` in order of arrival, whatever that of the file.
 
-    Times are multiplied by `time_scale`: 0.5 is twice the load. `until_ms` is in the trace's own time.
-    Raises Unreadable for a file of another form.
+    Its sessions are linked by their prefixes. Times are multiplied by `time_scale`: 0.5 is twice the load. `until_ms`
+    is in the trace's own time. Raises Unreadable for a file of another form.
     """
-    for at_ms, arrival in csv_rows(path, _turn):
-        if until_ms is not None and at_ms >= until_ms:
+    for arrival in sorted(map(_turn, csv_rows(path)), key=attrgetter("at_ms")):
+        if until_ms is not None and arrival.at_ms >= until_ms:
             return
-        yield msgspec.structs.replace(arrival, at_ms=round(at_ms * time_scale))
+        yield msgspec.structs.replace(arrival, at_ms=round(arrival.at_ms * time_scale))
 
 
-def _turn(row: dict[str, str]) -> tuple[int, Arrival]:
-    prompt_tokens = positive(row["input_tokens"])
-    arrival = Arrival(
-        at_ms=positive(row["t_ms"]),
-        session=f"m{int(row['session_id'])}",
-        turn=positive(row["turn"]),
+def _turn(row: Row) -> Arrival:
+    prompt_tokens = row.whole("input_tokens")
+    return Arrival(
+        at_ms=row.whole("t_ms"),
+        session=f"m{row.whole('session_id')}",
+        turn=row.whole("turn"),
         prompt_tokens=prompt_tokens,
-        output_tokens=max(1, positive(row["output_tokens"])),
-        known_tokens=min(prompt_tokens, positive(row["shared_blocks_with_parent"]) * BLOCK_TOKENS),
+        output_tokens=max(1, row.whole("output_tokens")),
+        known_tokens=min(prompt_tokens, row.whole("shared_blocks_with_parent") * BLOCK_TOKENS),
     )
-    return arrival.at_ms, arrival
 
 
 class Request(msgspec.Struct):
     """A line of the trace as it was published. An id of `hash_ids` stands for a block and all before it."""
 
-    timestamp: int
-    input_length: int
-    output_length: int
-    hash_ids: list[int]
+    timestamp: Number
+    """ms."""
+    input_length: Whole
+    output_length: Whole
+    hash_ids: Annotated[list[int], msgspec.Meta(description="a list of whole numbers")]
 
 
 class _Seen(msgspec.Struct):
@@ -62,13 +64,14 @@ def mooncake_requests(
 ) -> Iterator[Arrival]:
     """Yield the turns of the published JSONL, linked into sessions as `mooncake_conversation_sessions.csv` is.
 
-    A request goes on from the last one whose full blocks are the longest beginning of its own, at least two, and which
-    was shorter. What is shorter than that cannot be linked. Where a conversation forks, both arms are one session.
-    Raises Unreadable for a file of another form.
+    In order of arrival, whatever that of the file. A request goes on from the last one whose full blocks are the
+    longest beginning of its own, at least two, and which was shorter. What is shorter than that cannot be linked. Where
+    a conversation forks, both arms are one session. Raises Unreadable for a file of another form.
     """
     ends: dict[int, _Seen] = {}
     """By the last full block."""
-    for number, request in enumerate(json_rows(path, Request)):
+    requests = sorted(json_rows(path, Request), key=attrgetter("timestamp"))  # before they are linked
+    for number, request in enumerate(requests):
         if until_ms is not None and request.timestamp >= until_ms:
             return
         before = _before(request, ends)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 from helix_es.core.events import Workload
 from helix_projections.simulation.arrival import Arrival
-from helix_projections.simulation.rows import csv_rows, positive
+from helix_projections.simulation.rows import Row, csv_rows
 
 TUNING = Workload("finetune", "text", "mistral")
 
@@ -19,9 +20,11 @@ def philly(
 
     A job of n GPUs is n jobs of one GPU and the same duration, submitted together: the load is that of the trace, but
     they need not run at the same time. The virtual cluster is the owner. These were trainings of any kind, not only
-    fine-tunes. Times are multiplied by `time_scale`, durations are not. Raises Unreadable for a file of another form.
+    fine-tunes. In order of time, whatever that of the file; times are multiplied by `time_scale`, durations are not.
+    Raises Unreadable for a file of another form.
     """
-    for job, at_ms, work_ms, gpus, owner in csv_rows(path, _job):
+    jobs = sorted(map(_job, csv_rows(path)), key=itemgetter(0))  # a public trace need not be in order
+    for at_ms, job, work_ms, gpus, owner in jobs:
         if until_ms is not None and at_ms >= until_ms:
             return
         for part in range(gpus):
@@ -35,6 +38,6 @@ def philly(
             )
 
 
-def _job(row: dict[str, str]) -> tuple[int, int, int, int, str]:
-    at_ms, work_ms = positive(row["submit_s"]) * 1000, positive(row["duration_s"]) * 1000
-    return int(row["job"]), at_ms, work_ms, max(1, positive(row["num_gpus"])), row["vc"].strip()
+def _job(row: Row) -> tuple[int, int, int, int, str]:
+    at_ms, work_ms = row.whole("submit_s") * 1000, row.whole("duration_s") * 1000
+    return at_ms, row.whole("job"), work_ms, max(1, row.whole("num_gpus")), row.text("vc")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
-
-import msgspec
 
 from helix_es.core.errors import Unreadable
 from helix_es.core.events import Workload
@@ -16,6 +15,7 @@ from helix_projections.simulation.azure import azure
 from helix_projections.simulation.mooncake import mooncake as mooncake
 from helix_projections.simulation.mooncake import mooncake_requests
 from helix_projections.simulation.philly import TUNING, philly
+from helix_projections.simulation.rows import columns, shown
 
 Form = Literal["mooncake", "mooncake-jsonl", "azure", "philly", "log"]
 
@@ -34,36 +34,50 @@ LOOKED_AT = 65_536  # bytes: a line of the Mooncake JSONL has some hundred block
 
 
 def detect(path: Path) -> Form:
-    """Return which form a file has, by its first line; "log": a recorded log, a folder or lines of JSON.
+    """Return which form a file has, by its first line that is not empty; "log": a recorded log, a folder or JSON lines.
 
     Raises Unreadable for one that is none of these.
     """
     if path.is_dir():
         return "log"
     try:
-        with path.open("rb") as file:
-            first = file.readline(LOOKED_AT).strip()
+        line, first = _first_line(path)
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
-    if first.startswith(b"{"):
-        return _json_form(path, first)
-    columns = {name.strip() for name in first.decode("utf-8", "replace").lstrip("\ufeff").split(",")}
+    if not first:
+        raise Unreadable(f"{path}: there is nothing in it; give {KNOWN}")
+    if first.startswith("{"):
+        return _json_form(path, line, first)
+    names = set(columns(first))
     for form, head in HEADS.items():
-        if head <= columns:
+        if head <= names:
             return form
-    raise Unreadable(f"{path}: neither {KNOWN}; its first line is {first[:100]!r}")
+    raise Unreadable(f"{path}: neither {KNOWN}; its first line is {shown(repr(first))}")
 
 
-def _json_form(path: Path, first: bytes) -> Form:
+def _first_line(path: Path) -> tuple[int, str]:
+    """Return which line is the first that is not empty, and what it says; "" if all are."""
+    with path.open("rb") as file:
+        line = 0
+        while raw := file.readline(LOOKED_AT):
+            line += 1
+            text = raw.decode("utf-8-sig" if line == 1 else "utf-8", "replace").strip()
+            if text:
+                return line, text
+    return line, ""
+
+
+def _json_form(path: Path, line: int, first: str) -> Form:
     try:
-        keys = msgspec.json.decode(first, type=dict[str, msgspec.Raw]).keys()
-    except msgspec.DecodeError as error:
-        raise Unreadable(f"{path}, line 1: {error}") from error
+        keys = json.loads(first).keys()  # a NaN in it is for the reader to name
+    except (ValueError, RecursionError) as error:
+        why = f"this is not JSON in one line of at most {LOOKED_AT:,} bytes"
+        raise Unreadable(f"{path}, line {line}: {why}") from error
     if {"timestamp", "input_length", "output_length", "hash_ids"} <= keys:
         return "mooncake-jsonl"
     if {"seq", "at_ms", "subject", "payload"} <= keys:
         return "log"
-    raise Unreadable(f"{path}: neither {KNOWN}; its first line has {', '.join(sorted(keys))}")
+    raise Unreadable(f"{path}: neither {KNOWN}; its first line has {shown(repr(', '.join(sorted(keys))))}")
 
 
 def read_trace(

@@ -150,14 +150,15 @@ class Crowd:
         gpu.slots = 0 if assigned.leaving else assigned.slots
         if gpu.starting:  # under the old limit
             await asyncio.wait([start.settled for start in gpu.starting.values()])
+        load_ms = 0
         if gpu.loaded != assigned.model:
             gpu.ready = False
             load_s = jittered(self._tools.service.load_ms / 1000, self._tools.random)
             await asyncio.sleep(load_s)
-            gpu.loaded, gpu.load_ms = assigned.model, int(load_s * 1000)
+            gpu.loaded, load_ms = assigned.model, max(1, int(load_s * 1000))
         if assigned.incarnation != gpu.incarnation:
             return
-        await self._standing.ready(gpu, assigned, seq)
+        await self._standing.ready(gpu, assigned, seq, load_ms)
         if assigned.incarnation == gpu.incarnation and not self._ended.is_set():
             gpu.ready, gpu.leaving = True, assigned.leaving
             self._pulls.want(gpu)

@@ -55,7 +55,6 @@ class SimulatedGpu:
     workload: e.Workload | None = None
     """What it is assigned."""
     loaded: str | None = None
-    load_ms: int = 0
     slots: int = 0
     ready: bool = False
     """Takes tasks."""

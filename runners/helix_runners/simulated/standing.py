@@ -58,13 +58,13 @@ class Standing:
         )
         await self._patiently(lambda: self._append(gpu, joined))
 
-    async def ready(self, gpu: SimulatedGpu, assigned: e.GpuAssigned, seq: int) -> None:
+    async def ready(self, gpu: SimulatedGpu, assigned: e.GpuAssigned, seq: int, load_ms: int) -> None:
         """Answer the assignment with that sequence."""
         ready = e.GpuReady(
             gpu=gpu.gpu,
             incarnation=assigned.incarnation,
             model=assigned.model,
-            load_ms=gpu.load_ms,
+            load_ms=load_ms,
             assigned_seq=seq,
         )
         await self._patiently(lambda: self._append(gpu, ready))

@@ -74,7 +74,9 @@ _WORDS: dict[type[e.Event], Callable[[Any], str]] = {
         f"{x.gpu} leaves" + (f": it could not load {x.failed.model}" if x.failed is not None else "")
     ),
     e.GpuAssigned: _assigned,
-    e.GpuReady: lambda x: f"{x.gpu} is ready with {x.model}, loaded in {lasted(x.load_ms)}",
+    e.GpuReady: lambda x: (
+        f"{x.gpu} is ready with {x.model}" + (f", loaded in {lasted(x.load_ms)}" if x.load_ms else "")
+    ),
     e.GpuLost: lambda x: f"{x.gpu} is lost ({x.reason}), silent for {lasted(x.silent_ms)}",
     e.FleetResized: lambda x: f"pool {x.pool} should have {x.size} GPUs: {x.reason}",
     e.PolicySet: lambda x: (

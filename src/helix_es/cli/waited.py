@@ -8,6 +8,7 @@ from helix_es.cli.instants import clock, lasted
 from helix_es.core.story import Ahead, Change, Obstacle, Passed, Wait
 
 NAMED = 8  # GPUs, or sessions on a GPU, that are named in a line
+EDGE = 4  # changes of the slots that have a line of their own, of the first and of the last
 PEOPLE = 6  # of those ahead, and of those who passed, that have a line of their own
 LOOKS_MS = 300  # a scheduler that is awake looks four times a second
 STALLED_MS = 2_000
@@ -180,9 +181,21 @@ def _meanwhile(wait: Wait) -> Iterator[str]:
     if wait.freed or wait.served_ahead or wait.passed_by:
         came = f"{count(wait.freed, 'slot')} came free meanwhile"
         yield f"{came}{_sources(wait)}; {count(wait.served_ahead, 'turn')} from ahead admitted"
-    for change in [each for each in wait.changes if each.slots][:NAMED]:
-        yield f"  {clock(change.at_ms)} {_change(change)}"
+    yield from (f"  {line}" for line in _changes(wait))
     yield from _people("passed by", [_passed(each) for each in wait.passed], wait.passed_by)
+
+
+def _changes(wait: Wait) -> Iterator[str]:
+    """Yield a line for each change of the slots; of many for the first and the last, and how many are between."""
+    kept = [each for each in wait.changes if each.slots]
+    words = [f"{clock(each.at_ms)} {_change(each)}" for each in kept]
+    more = wait.resized - 2 * EDGE
+    if more <= 1:  # a line that leaves one out is no shorter
+        yield from words
+        return
+    yield from words[:EDGE]
+    yield f"… {more} more from {clock(kept[EDGE].at_ms)} to {clock(kept[-EDGE - 1].at_ms)}"
+    yield from words[-EDGE:]
 
 
 def count(number: int, noun: str) -> str:
@@ -192,12 +205,11 @@ def count(number: int, noun: str) -> str:
 
 def _sources(wait: Wait) -> str:
     """Say whose the slots were."""
-    found: dict[str, int] = {}
-    for each in wait.changes:
-        if each.free > 0:
-            name = FREED.get(each.what) or FREED.get(each.reason) or RELEASED.get(each.reason, each.what)
-            found[name] = found.get(name, 0) + each.free
-    return f" ({', '.join(f'{count} of {name}' for name, count in found.items())})" if found else ""
+    words = [
+        f"{freed} of {FREED.get(source) or RELEASED.get(source, source)}"
+        for source, freed in wait.freed_by.items()
+    ]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _change(change: Change) -> str:

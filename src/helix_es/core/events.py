@@ -304,6 +304,7 @@ class GpuReady(Event, tag="gpu.ready", frozen=True, kw_only=True):
     incarnation: str
     model: str
     load_ms: int
+    """What loading them took; 0: they were in memory already."""
     assigned_seq: int = 0
     """The assignment that this answers; 0: the last one."""
 

@@ -145,7 +145,7 @@ class Fleet:
             return
         changes: dict[str, object] = {"settled": True}
         if gpu.state == "assigned":
-            changes |= {"state": "ready", "load_ms": event.load_ms}
+            changes |= {"state": "ready", "load_ms": event.load_ms or gpu.load_ms}
             changes |= {"vacant_ms": record.at_ms, "ready_ms": record.at_ms}
             self.failed.get(gpu.gpu, {}).pop(_name(gpu), None)
             if event.load_ms:

@@ -126,9 +126,15 @@ class Wait(msgspec.Struct, kw_only=True):
     obstacles: list[Obstacle]
     """All GPUs that were there."""
     changes: list[Change] = msgspec.field(default_factory=list)
-    """The first ones."""
+    """The first ones and the last ones: of those that gave or took slots, and of those that only freed some."""
+    changed: int = 0
+    """All of them."""
+    resized: int = 0
+    """Those that gave or took slots, all of them."""
     freed: int = 0
     """Slots that came free, all in all."""
+    freed_by: dict[str, int] = msgspec.field(default_factory=dict)
+    """The same by what freed them: why a session was released, or else the type of the fact."""
     served_ahead: int = 0
     """Turns that stood ahead and were admitted."""
     passed: list[Passed] = msgspec.field(default_factory=list)

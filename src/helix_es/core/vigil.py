@@ -9,7 +9,7 @@ from helix_es.core.occupancy import Occupancy
 from helix_es.core.standing import ahead_of, named_ahead, obstacles, why_ahead
 from helix_es.core.story import Change, Decision, Passed, PassedWhy, Wait, WaitBecause
 
-MOST_NAMED = 50  # of those ahead, of those who passed, of changes; the rest is counted
+MOST_NAMED = 50  # of those ahead, of those who passed, of changes of either kind; the rest is counted
 
 
 class Vigil:
@@ -77,9 +77,7 @@ class Vigil:
             state.apply(record)
         more, free = capacity.slots - slots, capacity.room - room
         if event is not None and (more or free > 0):
-            self.wait.freed += max(0, free)
-            if len(self.wait.changes) < MOST_NAMED:
-                self.wait.changes.append(_change(record, event, more, free))
+            self._changes(_change(record, event, more, free), _source(event))
 
     def passes_time(self, record: e.Recorded) -> None:
         """Count what the time until `record` was, before that is folded."""
@@ -94,6 +92,21 @@ class Vigil:
         if getattr(record.event, "decided_seq", None) is not None:
             wait.undecided_ms = max(wait.undecided_ms, record.at_ms - self._decided_ms)
             self._decided_ms = record.at_ms
+
+    def _changes(self, change: Change, source: str) -> None:
+        """Count a change, and keep it: what came last says most about the admission, so the middle ones go."""
+        wait = self.wait
+        wait.changed += 1
+        if change.slots:
+            wait.resized += 1
+        if change.free > 0:
+            wait.freed += change.free
+            wait.freed_by[source] = wait.freed_by.get(source, 0) + change.free
+        # of either kind, or the many releases would crowd out the few GPUs
+        alike = [n for n, each in enumerate(wait.changes) if bool(each.slots) == bool(change.slots)]
+        if len(alike) >= MOST_NAMED:
+            del wait.changes[alike[MOST_NAMED // 2]]
+        wait.changes.append(change)
 
     # -- somebody else is admitted
 
@@ -137,6 +150,11 @@ class Vigil:
             found = why_ahead(other, mine)
             return "came_back" if found == "earlier" else found
         return "owner_limit" if self._barred else "behind"
+
+
+def _source(event: e.AnyEvent) -> str:
+    """Return what slots that `event` freed are counted under."""
+    return event.reason if isinstance(event, e.SessionReleased) else type_of(event)
 
 
 def _change(record: e.Recorded, event: e.AnyEvent, slots: int, free: int) -> Change:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,52 @@ def test_traces_are_merged_by_time() -> None:
     chats = [Arrival(at_ms=at, session=f"c{at}", turn=1) for at in (0, 10, 20)]
     jobs = [Arrival(at_ms=at, session=f"j{at}", turn=1, work_ms=5) for at in (5, 10)]
     assert [each.session for each in merged(chats, jobs)] == ["c0", "j5", "c10", "j10", "c20"]
+
+
+def mooncakes(form: str) -> tuple[str, list[str]]:
+    """Return the header and the rows of a small trace, in order of time; a session in it has three turns."""
+    if form == "mooncake":
+        turns = [(0, 4, 1), (900, 5, 1), (3000, 4, 2), (3001, 6, 1), (9000, 4, 3)]
+        return HEAD, [f"{at},{session},{turn},1500,{at},3,{turn - 1}" for at, session, turn in turns]
+    chain = [[0, 1, 2], [7, 8], [0, 1, 3, 4], [9, 8, 9], [0, 1, 3, 5, 6, 8]]
+    asked = [(at, 1000 + at, 30, ids) for at, ids in zip((0, 900, 3000, 3001, 9000), chain, strict=True)]
+    return "", requests(*asked).splitlines()
+
+
+def others(form: str) -> tuple[str, list[str]]:
+    """The same of requests less than a ms apart, and of jobs of one and two GPUs."""
+    if form == "azure":
+        times = ["45.0000010", "45.0000020", "45.0000030", "48.5000000", "54.0000000"]
+        return AZURE, [f"2023-11-16 18:15:{at},{n + 1},{n + 9}" for n, at in enumerate(times)]
+    return PHILLY, [f"{n},{at},{30 + n},{1 + n % 2},vc{n}" for n, at in enumerate((0, 1, 3, 4, 9))]
+
+
+@pytest.mark.parametrize("until_ms", [None, 9000])
+@pytest.mark.parametrize("form", ["mooncake", "mooncake-jsonl", "azure", "philly"])
+def test_a_trace_that_is_not_in_order_is_read_as_if_it_were(
+    tmp_path: Path, form: str, until_ms: int | None
+) -> None:
+    head, rows = mooncakes(form) if form.startswith("mooncake") else others(form)
+    in_order = list(read_trace(written(tmp_path, head + "\n".join(rows)), time_scale=0.5, until_ms=until_ms))
+    times = [each.at_ms for each in in_order]
+    assert times[0] == 0
+    assert times == sorted(times)
+    assert max(times) == (4500 if until_ms is None else {"azure": 1750, "philly": 2000}.get(form, 1500))
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(rows, len(rows))
+        path = written(tmp_path, head + "\n".join(shuffled))
+        assert list(read_trace(path, time_scale=0.5, until_ms=until_ms)) == in_order
+
+
+def test_requests_that_come_at_once_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    late, early = "2023-11-16 18:15:47", "2023-11-16 18:15:46"
+    rows = [f"{late},1,1", f"{early},2,1", f"{late},3,1", f"{early},4,1"]
+    found = read_trace(written(tmp_path, AZURE + "\n".join(rows)))
+    assert [(a.at_ms, a.prompt_tokens) for a in found] == [(0, 2), (0, 4), (1000, 1), (1000, 3)]
+
+
+def test_traces_that_are_not_in_order_are_merged_by_time(tmp_path: Path) -> None:
+    chats, jobs = tmp_path / "chats.csv", tmp_path / "jobs.csv"
+    chats.write_text(HEAD + "9000,5,1,800,20,1,0\n0,4,1,1100,30,2,0\n")
+    jobs.write_text(PHILLY + "0,12,30,1,a\n1,5,30,1,b\n")
+    assert [a.session for a in merged(read_trace(chats), read_trace(jobs))] == ["m4", "p1", "m5", "p0"]

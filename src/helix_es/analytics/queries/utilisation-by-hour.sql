@@ -7,6 +7,7 @@
 WITH known AS (
   SELECT greatest($since::TIMESTAMPTZ, (SELECT min(from_at) FROM gpu_occupancy)) AS first_at,
          least($until::TIMESTAMPTZ, (SELECT max(logged_at) FROM position)) AS last_at
+  WHERE EXISTS (FROM gpu_occupancy)
 ),
 hours AS (
   SELECT hour, greatest(hour, first_at) AS begin_at, least(hour + INTERVAL 1 HOUR, last_at) AS end_at
