@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Protocol
 
 import msgspec
 
@@ -90,8 +94,19 @@ class _Line(msgspec.Struct):
     payload: msgspec.Raw
 
 
+_PACKED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"BZh": bz2.open,
+}
+"""How files begin that gzip, xz and bzip2 made -> what opens them."""
+
+
 class JsonLines:
-    """A file with one message a line: `{"seq", "at_ms", "subject", "payload"}`, as `make chaos` leaves it."""
+    """A file with one message a line: `{"seq", "at_ms", "subject", "payload"}`, as `make chaos` leaves it.
+
+    It may be packed by gzip, xz or bzip2. Lines without anything are passed over.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -101,9 +116,8 @@ class JsonLines:
     async def read(self, after_seq: int = 0) -> AsyncIterator[list[Recorded]]:
         records: list[Recorded] = []
         before = None
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                record = self._record(number, line)
+        try:
+            for number, record in self._records():
                 if before is not None and record.seq != before + 1:
                     raise Unreadable(f"{self.name}, line {number}: sequence {record.seq} after {before}")
                 before = record.seq
@@ -115,8 +129,30 @@ class JsonLines:
                 if len(records) == TOGETHER:
                     yield records
                     after_seq, records = record.seq, []
+        except Unreadable:
+            if records:
+                yield records  # whoever asks for nothing beyond them need not mind
+            raise
         if records:
             yield records
+
+    def _records(self) -> Iterator[tuple[int, Recorded]]:
+        """Yield the number of each line, from 1, and its record."""
+        number = 0
+        try:
+            with self._open() as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, self._record(number, line)
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise Unreadable(f"{self.name}, after line {number}: {error}") from error
+
+    def _open(self) -> IO[bytes]:
+        with self._path.open("rb") as raw:
+            begins = raw.read(max(map(len, _PACKED)))
+        opener = next((opener for magic, opener in _PACKED.items() if begins.startswith(magic)), open)
+        file: IO[bytes] = opener(self._path, "rb")
+        return file
 
     def _record(self, number: int, line: bytes) -> Recorded:
         try:

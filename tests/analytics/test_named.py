@@ -214,7 +214,8 @@ def test_what_was_set_aside_is_shown_whatever_its_bytes(sandbox: Sandbox) -> Non
         ({"since": "-1y"}, "parameter since"),
         ({"since": "-999999999w"}, "parameter since"),
         ({"sinse": "-1h"}, "has no parameter sinse; it has since, until, model, most"),
-        ({"most": "many"}, "parameter most: 'many' does not fit; it takes a count"),
+        ({"most": "many"}, "parameter most: 'many' does not fit; it takes a whole number of at least 0"),
+        ({"most": -1}, "parameter most: '-1' does not fit; it takes a whole number of at least 0"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name(given: dict[str, Any], said: str) -> None:
@@ -222,6 +223,12 @@ def test_wrong_parameters_are_refused_by_name(given: dict[str, Any], said: str) 
         find("longest-waits").bound(given, NOON)
     assert error.value.code == "sql_error"
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", float("nan"), "x"])
+def test_a_number_is_one(given: Any) -> None:
+    with pytest.raises(Unanswered, match=r"parameter target_s: .* it takes a number"):
+        find("first-token-by-coefficient").bound({"target_s": given}, NOON)
 
 
 def test_instants_count_back_from_the_newest_that_is_known() -> None:

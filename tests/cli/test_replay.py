@@ -201,6 +201,7 @@ def test_a_file_that_is_no_log_is_named(tmp_path: Path) -> None:
         "--at 1 --speed 3",
         "--at 1 --from 1",
         "--verify --to 3",
+        "--at 1 --other-rules",
         "--follow --speed 0",
         "--at 1 --and-live",
         "--at 1 --log /nowhere",
@@ -268,6 +269,15 @@ def test_the_film_begins_and_ends_where_it_is_told_to(path: Path, capsys: pytest
     assert frames[-1]["at"] == "2026-11-24T06:10:04.200Z"
     assert sorted(each["at"] for each in frames) == [each["at"] for each in frames]
     assert 500_000 < sum(each["cut_ms"] for each in frames) <= 602_000
+
+
+@pytest.mark.parametrize("speed", [1.0, 60.0, 1_000_000.0])
+def test_the_last_frame_is_not_beyond_the_recording(
+    speed: float, path: Path, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played(path, speed=speed, as_json=True)
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["at"] == shown(path, str(len(shop.log.records)))["at"]
 
 
 def test_the_film_as_json_has_a_line_for_each_frame(

@@ -80,10 +80,10 @@ def test_sql_comes_from_stdin(api: FakeApi) -> None:
     assert asked(api) == {"sql": "SELECT\n 2"}
 
 
-def test_a_refusal_is_one_line_and_exit_1(api: FakeApi) -> None:
+def test_a_refusal_is_one_line_and_exit_2(api: FakeApi) -> None:
     api.on("POST /api/v1/sql", problem(422, "sql_refused", "DROP is not allowed: this only reads"))
     found = run("DROP TABLE turns", "--url", api.url)
-    assert (found.exit_code, found.stdout) == (1, "")
+    assert (found.exit_code, found.stdout) == (2, "")
     assert found.stderr == "helix: DROP is not allowed: this only reads (sql_refused)\n"
 
 
@@ -94,6 +94,7 @@ def test_a_refusal_is_one_line_and_exit_1(api: FakeApi) -> None:
         (["SELECT 1", "--query", "owners"], "give one SELECT, or --query NAME"),
         (["   "], "the SQL is empty"),
         (["SELECT 1", "--param", "x"], "--param x: must be NAME=VALUE"),
+        (["SELECT $a", "--param", "a=1", "--param", "a=2"], "--param a is given twice"),
         (["SELECT '\udcff'"], "the SQL is not UTF-8"),
         (["SELECT 1", "--param", "a=\udcff"], "must be NAME=VALUE"),
         (["SELECT 1", "--list"], "--list takes no SQL"),
@@ -106,6 +107,20 @@ def test_wrong_use_is_exit_2(words: list[str], said: str) -> None:
     found = run(*words)
     assert found.exit_code == 2
     assert said in found.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["SELEC 1"], ["-q", "nosuch"], ["-q", "owners", "-p", "most=x"], ["-q", "owners", "-p", "foo=1"]],
+)
+def test_what_a_file_is_asked_wrongly_is_exit_2(words: list[str], snapshot: Path) -> None:
+    found = run("--file", str(snapshot), *words)
+    assert (found.exit_code, found.stdout, found.stderr.count("\n")) == (2, "", 1)
+
+
+def test_what_takes_too_long_is_no_wrong_use(api: FakeApi) -> None:
+    api.on("POST /api/v1/sql", problem(422, "sql_timeout", "the query did not end"))
+    assert run("SELECT 1", "--url", api.url).exit_code == 1
 
 
 def test_the_named_queries_are_listed_without_an_api() -> None:
@@ -129,7 +144,7 @@ def test_a_file_is_asked_without_an_api(snapshot: Path) -> None:
 
 def test_a_file_is_asked_in_the_same_sandbox(snapshot: Path) -> None:
     found = run("--file", str(snapshot), "COPY turns TO '/tmp/helix-stolen'")
-    assert (found.exit_code, found.stdout) == (1, "")
+    assert (found.exit_code, found.stdout) == (2, "")
     assert found.stderr.startswith("helix: COPY is not allowed: this only reads")
     assert not Path("/tmp/helix-stolen").exists()
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 
 from helix_es.analytics.questions import Unanswered
 
 Type = Literal["text", "count", "number", "instant"]
+Number = TypeVar("Number", int, float)
 
 _PARAM = re.compile(r"-- (?P<name>[a-z_]+): (?P<type>[a-z]+)(?: = (?P<default>\S+))? +(?P<text>\S.*)")
 _AGO = re.compile(r"-(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_TAKES = {
+    "text": "it takes text",
+    "count": "it takes a whole number of at least 0",
+    "number": "it takes a number",
+}
 INSTANT_FORM = (
     "an instant is RFC 3339, as 2026-11-24T12:00:00Z, or counts back from the newest known: now, -90s, -7d"
 )
@@ -105,16 +112,23 @@ def _value(param: Param, given: Any, as_of: datetime | None) -> Any:
             case "text":
                 return str(raw)
             case "count":
-                return int(str(raw))
+                return _known(int(str(raw)), least=0)
             case "number":
-                return float(raw)
+                return _known(float(raw))
             case "instant":
                 return _instant(str(raw), as_of)
     except (ValueError, TypeError, OverflowError):
-        allowed = INSTANT_FORM if param.type == "instant" else f"it takes a {param.type}"
+        allowed = INSTANT_FORM if param.type == "instant" else _TAKES[param.type]
         raise Unanswered(
             "sql_error", f"parameter {param.name}: {str(raw)[:80]!r} does not fit; {allowed}"
         ) from None
+
+
+def _known(number: Number, least: float = -math.inf) -> Number:
+    """Return `number`. Raises ValueError for one below `least`, and for what is none, or endless."""
+    if not math.isfinite(number) or number < least:
+        raise ValueError(number)
+    return number
 
 
 def _instant(text: str, as_of: datetime | None) -> datetime:

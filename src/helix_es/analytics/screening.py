@@ -52,6 +52,7 @@ _COMMENT = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
 _EXPLAIN = re.compile(
     rf"{_COMMENT}*EXPLAIN{_COMMENT}+(?:(?P<analyze>ANALYZE){_COMMENT}+)?", re.IGNORECASE | re.DOTALL
 )
+_WORD = re.compile(rf"{_COMMENT}*([A-Za-z]+)", re.DOTALL)
 WAY_OUT = "ask with one SELECT over the tables of 'SHOW TABLES'"
 
 
@@ -72,10 +73,16 @@ def screen(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     if kind == "MULTI":
         raise _refused("PIVOT must name its values here: PIVOT t ON column IN ('a', 'b') USING …")
     if kind != "SELECT":
-        raise _refused(f"{kind} is not allowed: this only reads; {WAY_OUT}")
+        raise _refused(f"{_named(kind, sql)} is not allowed: this only reads; {WAY_OUT}")
     for node in _nodes(_parsed(connection, sql)):
         _screen_node(node)
     return prefix + sql
+
+
+def _named(kind: str, sql: str) -> str:
+    """Return what whoever wrote the statement calls it: to DuckDB INSTALL is a LOAD, and CHECKPOINT a CALL."""
+    found = _WORD.match(sql)
+    return kind if found is None or found[1].upper() == "WITH" else found[1].upper()
 
 
 def _screen_text(sql: str) -> None:

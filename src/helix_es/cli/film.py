@@ -113,6 +113,7 @@ class Film:
         self._happened.clear()
         self._base_ms, self._base_s = first.now_ms, self._clock.s()
         state, at_ms, wait_s = first, first.now_ms, FRAME_S
+        first_ms = at_ms
         yield Frame(state, [])
         while True:
             await self._clock.sleep(wait_s)
@@ -123,6 +124,10 @@ class Film:
                 due_ms, cut_ms, wait_s = self._due(stretch, next_ms)
                 at_ms = max(at_ms, due_ms)  # this machine's clock may be behind the server's
                 state = await timeline.at_ms(at_ms, upto_seq=stretch.end_seq)
+                if not stretch.live and await timeline.next_ms() is None:
+                    state.now_ms = max(
+                        first_ms, state.folded_ms
+                    )  # a recording says nothing of what came after it
             except Unavailable as error:
                 if not stretch.live:
                     raise

@@ -22,6 +22,9 @@ SPEED = 60.0
 @click.option("--at", "at", type=Moment(), help="Show the shop after a sequence, or at a time.")
 @click.option("--follow", is_flag=True, help="Play a stretch like a film; Ctrl-C ends.")
 @click.option("--verify", is_flag=True, help="Make every decision again and compare.")
+@click.option(
+    "--other-rules", is_flag=True, help="With --verify: pass over decisions by another release's rules."
+)
 @click.option("--from", "start", type=Moment(), help="With --follow: begin there; else at the beginning.")
 @click.option("--to", "end", type=Moment(), help="With --follow: end there; else at the end, or never.")
 @click.option(
@@ -48,7 +51,7 @@ def replay(at: When | None, follow: bool, verify: bool, as_json: bool, **options
             if verify:
                 from helix_es.cli.verified import verify as verified
 
-                await verified(source.archive, as_json=as_json)
+                await verified(source.archive, as_json=as_json, other_rules=options["other_rules"])
             elif follow:
                 from helix_es.cli.filmed import Wanted, play
 
@@ -65,6 +68,8 @@ def _check(at: When | None, follow: bool, verify: bool, options: dict[str, Any])
     """Raise UsageError for options that do not go together."""
     if (at is not None) + follow + verify != 1:
         raise click.UsageError("give one of --at TIME|SEQ, --follow and --verify")
+    if options["other_rules"] and not verify:
+        raise click.UsageError("--other-rules goes with --verify")
     if not follow:
         given = [name for name in ("start", "end", "speed") if options[name] is not None]
         if given:

@@ -129,7 +129,7 @@ def _show(report: Report, same: Report) -> None:
         [kind, each.live, each.same, each.sooner, each.only_live, each.only_shadow, _chance(same, kind)]
         for kind, each in report.decisions.items()
     ]
-    print(f"sequences {report.from_seq + 1:,} to {report.last_seq:,}; nothing was appended")
+    print(f"sequences {report.from_seq:,} to {report.last_seq:,}; nothing was appended")
     show_table(COLUMNS, rows) if rows else print("nothing was to be decided")
     waits = _waits(report)
     if waits is not None:

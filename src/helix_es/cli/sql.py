@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import msgspec
 import rich_click as click
 
 from helix_es.cli.client import ANSWER_S, Api, api_key, url_option
-from helix_es.cli.output import WRONG_USE, fail, show_json
+from helix_es.cli.output import FAILED, WRONG_USE, fail, show_json
 from helix_es.cli.talk import printable
 from helix_es.core.errors import HelixError, Misconfigured
 
 FORMS = ("table", "csv", "json")
 CELL_CHARS = 200  # of a table; csv and json have the whole
 WIDE = 10_000  # of what is no terminal: a line a row, nothing folded, for whoever reads it next
+WRONG = ("sql_refused", "sql_error", "unknown_query", "invalid_request")  # codes of what was asked wrongly
 QUERY_S, QUERY_ROWS = 60.0, 10_000  # of one's own file, where nobody else waits
 
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ def _body(statement: str | None, options: dict[str, Any]) -> Row:
     given = {
         "sql": text,
         "query": options["query"],
-        "params": dict(_pair(pair) for pair in options["pairs"]) or None,
+        "params": _params(options["pairs"]) or None,
         "limit": options["limit"],
         "timeout_s": options["timeout_s"],
     }
@@ -94,6 +95,16 @@ def _text_of(statement: str | None) -> str | None:
     if not text.strip():
         fail("the SQL is empty", WRONG_USE)
     return text
+
+
+def _params(texts: Sequence[str]) -> Row:
+    pairs = [_pair(text) for text in texts]
+    params = dict(pairs)
+    if len(params) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        fail(f"--param {twice} is given twice", WRONG_USE)
+    return params
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -115,7 +126,7 @@ def _told() -> Iterator[None]:
     except Misconfigured as error:
         fail(str(error), WRONG_USE)
     except HelixError as error:
-        fail(printable(str(error)))
+        fail(printable(str(error)), WRONG_USE if error.code in WRONG else FAILED)
 
 
 def _from_api(url: str, body: Row) -> Row:

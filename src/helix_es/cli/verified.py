@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from helix_es.archive import Archive
-from helix_es.cli.output import FAILED, show_json
+from helix_es.cli.output import FAILED, fail, show_json
 from helix_es.core.decision import RULES
 from helix_es.core.verify import Difference, Report, Verification
 
@@ -28,19 +28,24 @@ async def check(archive: Archive) -> Report:
     return verification.end()
 
 
-async def verify(archive: Archive, *, as_json: bool) -> None:
-    """Print the report; exit 1 if anything differs."""
+async def verify(archive: Archive, *, as_json: bool, other_rules: bool = False) -> None:
+    """Print the report; exit 1 if anything differs, or cannot be judged and `other_rules` does not allow that."""
     report = await check(archive)
+    ok = report.ok and (other_rules or not report.other_rules)
     if as_json:
         shown = msgspec.to_builtins(report)
-        show_json({"ok": report.ok, "log": archive.name, **shown})
-    elif report.ok:
-        _show(report, archive.name)
+        show_json({"ok": ok, "log": archive.name, **shown})
     else:
         _show(report, archive.name)
+    if report.differences and not as_json:
         for line in _told(report.differences[0]):
             print(line, file=sys.stderr)
-    if not report.ok:
+    if report.ok and not ok:
+        fail(
+            f"{report.other_rules:,} decisions were made by another version of the rules than this release's, {RULES}, "
+            "and are not verified: replay those with the release that made them, or pass over them with --other-rules"
+        )
+    if not ok:
         raise SystemExit(FAILED)
 
 
@@ -62,11 +67,10 @@ def _show(report: Report, name: str) -> None:
         print(f"{report.late:,} admissions stand after others of their plan: their append had to be repeated")
     if report.other_rules:
         print(
-            f"{report.other_rules:,} decisions were made by another version of the rules than this release's, {RULES}; "
-            "replay those with the release that made them"
+            f"{report.other_rules:,} decisions were made by other rules than this release's, {RULES}: not judged"
         )
     if report.ok:
-        print("no difference")
+        print("no difference" + (" in what could be judged" if report.other_rules else ""))
 
 
 def _told(first: Difference) -> list[str]:

@@ -178,7 +178,7 @@ def _gpu(each: Obstacle, now_ms: int) -> str:
 
 
 def _meanwhile(wait: Wait) -> Iterator[str]:
-    if wait.freed or wait.served_ahead or wait.passed_by:
+    if wait.freed or wait.served_ahead or wait.passed_by or wait.resized:
         came = f"{count(wait.freed, 'slot')} came free meanwhile"
         yield f"{came}{_sources(wait)}; {count(wait.served_ahead, 'turn')} from ahead admitted"
     yield from (f"  {line}" for line in _changes(wait))

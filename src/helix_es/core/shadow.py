@@ -53,6 +53,7 @@ class Report(msgspec.Struct, kw_only=True):
     """What the shadow would have done, beside what was done."""
 
     from_seq: int
+    """Of the first record that was compared."""
     last_seq: int
     decisions: dict[str, Count]
     live_wait_ms: list[int]
@@ -76,7 +77,8 @@ class Shadow:
         self.policy = policy
         self.state = Occupancy()
         self.state.policy = policy or e.Policy()
-        self.from_seq = 0
+        self._skipped = 0
+        """Up to this sequence nothing is compared."""
         self._counts: dict[str, Count] = {}
         self._wanted: OrderedDict[Key, tuple[int, str]] = OrderedDict()
         self._judged: set[Key] = set()
@@ -88,7 +90,7 @@ class Shadow:
     def skip(self, record: e.Recorded) -> None:
         """Fold a record of the past that is not compared."""
         self.state.apply(self._seen(record))
-        self.from_seq = record.seq
+        self._skipped = record.seq
         self._looked_ms = self.state.now_ms
         self._changed = True
 
@@ -133,7 +135,7 @@ class Shadow:
             if self.state.now_ms - at_ms > SAME_MS:
                 counts.setdefault(key[0], Count()).only_shadow += 1
         return Report(
-            from_seq=self.from_seq,
+            from_seq=self._skipped + 1,
             last_seq=self.state.seq,
             decisions=counts,
             live_wait_ms=[live for live, _ in self._waits],

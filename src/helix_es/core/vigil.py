@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from helix_es.core import events as e
 from helix_es.core.codec import type_of
 from helix_es.core.floor import Seat
@@ -21,6 +23,8 @@ class Vigil:
         ahead = ahead_of(state, seat)
         self._ahead = {each.session for each in ahead}
         """Those who stood ahead on arrival and were not admitted since."""
+        self._passed_at: Counter[int] = Counter()
+        """Sequence at which it was decided -> those admitted by that who passed."""
         self._decided_ms = record.at_ms
         """When the last decision was stored, or the wait began."""
         capacity, place = state.door.capacity(seat.workload), len(ahead) + 1
@@ -60,8 +64,9 @@ class Vigil:
         )
         if wait.because == "said":
             wait.told_ms = event.estimated_ms  # what was told then, by whatever release that was
-        together = [each for each in wait.passed if each.decided_seq == event.decided_seq]
-        wait.passed_by -= len(together)  # one decision admitted all of these: nobody passed anybody
+        wait.passed_by -= self._passed_at[
+            event.decided_seq
+        ]  # one plan admitted all of these: nobody passed anybody
         wait.passed = [each for each in wait.passed if each.decided_seq != event.decided_seq]
         wait.close(record.at_ms, "admitted")
 
@@ -120,6 +125,7 @@ class Vigil:
             return
         if passed is not None:
             self.wait.passed_by += 1
+            self._passed_at[event.decided_seq] += 1
             if len(self.wait.passed) < MOST_NAMED:
                 self.wait.passed.append(passed)
         elif other.session in self._ahead:
