@@ -9,6 +9,7 @@ import msgspec
 from helix_es.core import events as e
 from helix_es.core.codec import encode
 from helix_es.core.events import Recorded
+from tests.core.doings import step
 from tests.core.shop import WORK, Shop
 
 TRAINS = e.Workload("finetune", "text", "mistral")
@@ -38,25 +39,14 @@ def busy_shop() -> Shop:
     shop.append(e.PolicySet(policy=e.Policy(idle_after_ms=1000, coefficients={"a100-80/mistral": 1})), 0)
     shop.join("box-0", 1, [WORK], kind="a100-80")
     shop.join("box-1", 1, [TRAINS], kind="a100-80")
-    turn(shop)
+    step(shop)
     shop.open("s-ann", "ann")
-    turn(shop)
+    step(shop)
     shop.open("s-bob", "bob", priority=2)
-    turn(shop, 2000)
+    step(shop, 2000)
     shop.finish(shop.runners["box-0"], "s-ann")
-    turn(shop, 2000)
+    step(shop, 2000)
     shop.now_ms += 3_600_000
     shop.open("s-cyd", "cyd")
     shop.log.store_raw("session.s-cyd.closed", b"\x1b[31mno JSON")
     return shop
-
-
-def turn(shop: Shop, passed_ms: int = 100) -> None:
-    """Time passes, everybody acts."""
-    shop.now_ms += passed_ms
-    for _ in range(3):
-        shop.schedule()
-        for runner in list(shop.runners.values()):
-            shop.hear(runner)
-            while runner.ready and shop.take(runner):
-                pass

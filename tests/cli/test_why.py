@@ -12,7 +12,8 @@ from helix_es.cli.instants import clock
 from helix_es.cli.why import why
 from helix_es.core import events as e
 from tests.cli.fake import helix
-from tests.cli.recorded import TRAINS, busy_shop, stored, turn
+from tests.cli.recorded import TRAINS, busy_shop, stored
+from tests.core.doings import step
 from tests.core.shop import WORK, Shop
 
 
@@ -71,7 +72,7 @@ def test_a_turn_that_still_waits_says_so(path: Path) -> None:
 def test_who_was_ahead_who_passed_and_the_owners_limit_are_said(tmp_path: Path) -> None:
     shop = Shop(e.Policy(slots_per_owner=1))
     shop.join("box-0", 2, [WORK])
-    turn(shop)
+    step(shop)
     for sid, owner, priority in (
         ("s0", "ann", 0),
         ("s1", "ann", 0),
@@ -80,7 +81,7 @@ def test_who_was_ahead_who_passed_and_the_owners_limit_are_said(tmp_path: Path) 
         ("s4", "cyd", 3),
     ):
         shop.open(sid, owner, priority)
-        turn(shop, 1000)
+        step(shop, 1000)
     told = story(shop, tmp_path, "s2")
     assert "ahead: s1#1 (ann: earlier)" in told
     assert "its owner held 1 slot and may hold 1, for 2.0 s of the wait" in told
@@ -88,7 +89,7 @@ def test_who_was_ahead_who_passed_and_the_owners_limit_are_said(tmp_path: Path) 
     for sid in ("s3", "s0"):
         shop.finish(shop.runners["box-0"], sid)
         shop.close(sid)
-        turn(shop)
+        step(shop)
     assert "s4#1 (cyd, said 00:16:44.100: higher priority 3)" in story(shop, tmp_path, "s2")
 
 
@@ -100,17 +101,17 @@ def changes_told(folder: Path, losses: int, *, joins: bool = False) -> tuple[str
     shop = Shop(e.Policy(slots_per_owner=1))
     shop.join("box-0", 1)
     shop.join("box-1", 2)
-    turn(shop)
+    step(shop)
     shop.open("s0")
-    turn(shop)
+    step(shop)
     shop.open("s1")
-    turn(shop, 850)
+    step(shop, 850)
     for _ in range(losses):
         shop.lose("box-1")
-        turn(shop, 1000)
+        step(shop, 1000)
     if joins:
         shop.join("box-2", 3)
-        turn(shop)
+        step(shop)
     told = story(shop, folder, "s1").splitlines()
     (first,) = [n for n, line in enumerate(told) if "came free meanwhile" in line]
     lines = [line.strip() for line in told[first + 1 :]]
@@ -148,13 +149,13 @@ def test_what_was_free_and_did_not_help_is_said(tmp_path: Path) -> None:
     shop.join("box-0", 1, [WORK, TRAINS])
     shop.join("box-1", 1, [e.Workload("create", "image", "sdxl"), WORK])
     shop.open("p0", work=e.Workload("create", "image", "sdxl"))
-    turn(shop)
+    step(shop)
     shop.open("s0")
-    turn(shop)
+    step(shop)
     shop.join("box-2", 1, [WORK], load_ms=5000)
-    turn(shop)
+    step(shop)
     shop.open("s1")
-    turn(shop, 1000)
+    step(shop, 1000)
     told = story(shop, tmp_path, "s1")
     assert "1 GPU kept for batch work (1 slot free, of no use here): box-0 (0/1)" in told
     assert "1 GPU for sdxl: box-1 (1/1)" in told
@@ -164,13 +165,13 @@ def test_what_was_free_and_did_not_help_is_said(tmp_path: Path) -> None:
 def test_a_turn_whose_gpu_was_lost_is_told_twice(tmp_path: Path) -> None:
     shop = Shop()
     shop.join("box-0", 1)
-    turn(shop)
+    step(shop)
     shop.open("s0")
-    turn(shop)
+    step(shop)
     shop.now_ms += 1500
     shop.lose("box-0")
-    turn(shop)
-    turn(shop, 500)
+    step(shop)
+    step(shop, 500)
     told = story(shop, tmp_path, "s0")
     assert "1.6 s later: its GPU was lost" in told
     assert "again at 00:16:41.800, since its GPU was lost, from place 1" in told
@@ -180,7 +181,7 @@ def test_a_turn_whose_gpu_was_lost_is_told_twice(tmp_path: Path) -> None:
 def test_a_failure_at_the_door_is_told_with_its_reason(tmp_path: Path) -> None:
     shop = Shop()
     shop.open("s0", max_wait_ms=1000)
-    turn(shop, 1500)
+    step(shop, 1500)
     told = story(shop, tmp_path, "s0")
     assert "no GPU was there" in told
     assert "failed at the door at" in told
@@ -224,7 +225,7 @@ def test_the_command_line_knows_it(path: Path) -> None:
 def test_what_others_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
     shop = Shop()
     shop.join("box-0", 1)
-    turn(shop)
+    step(shop)
     shop.open("s0", "\x1b[2Jann")
-    turn(shop)
+    step(shop)
     assert "\x1b" not in story(shop, tmp_path, "s0")

@@ -91,3 +91,14 @@ def _work(shop: Shop) -> None:
         while runner.ready and shop.take(runner):
             pass
     shop.now_ms += 10
+
+
+def step(shop: Shop, passed_ms: int = 100) -> None:
+    """Time passes; the scheduler decides; runners hear, and take what they have room for."""
+    shop.now_ms += passed_ms
+    for _ in range(3):
+        shop.schedule()
+        for runner in list(shop.runners.values()):
+            shop.hear(runner)
+            while runner.ready and shop.take(runner):
+                pass

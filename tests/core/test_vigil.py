@@ -13,7 +13,7 @@ from helix_es.core.codec import type_of
 from helix_es.core.occupancy import Occupancy
 from helix_es.core.story import Wait
 from helix_es.core.why import Why
-from tests.core.doings import doings, shop_of
+from tests.core.doings import doings, shop_of, step
 from tests.core.shop import Shop
 from tests.examples import many
 
@@ -96,16 +96,6 @@ def test_the_sources_add_up_to_what_came_free(done: list[tuple[str, int]]) -> No
         for sid in created:
             for wait in waits(shop, sid):
                 check(shop, sid, wait, FEW)
-
-
-def step(shop: Shop) -> None:
-    shop.now_ms += 100
-    for _ in range(3):
-        shop.schedule()
-        for runner in list(shop.runners.values()):
-            shop.hear(runner)
-            while runner.ready and shop.take(runner):
-                pass
 
 
 def barred(rounds: int) -> Shop:

@@ -15,7 +15,7 @@ from helix_es.core.story import Run, Story, TurnStory, Wait
 from helix_es.core.subjects import session_filter
 from helix_es.core.why import Why
 from helix_es.testing import matches
-from tests.core.doings import OTHER, TRAINS, doings, shop_of
+from tests.core.doings import OTHER, TRAINS, doings, shop_of, step
 from tests.core.shop import WORK, Shop
 from tests.examples import many
 
@@ -35,17 +35,6 @@ def opened(slots: int = 1, policy: e.Policy | None = None, works: list[e.Workloa
     shop.join("box-0", slots, works)
     step(shop)
     return shop
-
-
-def step(shop: Shop, passed_ms: int = 100) -> None:
-    """Time passes; the scheduler decides; runners hear, and take what they have room for."""
-    shop.now_ms += passed_ms
-    for _ in range(3):
-        shop.schedule()
-        for runner in list(shop.runners.values()):
-            shop.hear(runner)
-            while runner.ready and shop.take(runner):
-                pass
 
 
 def ended(shop: Shop, sid: str, *, over: bool = True) -> None:

@@ -64,9 +64,8 @@ class Vigil:
         )
         if wait.because == "said":
             wait.told_ms = event.estimated_ms  # what was told then, by whatever release that was
-        wait.passed_by -= self._passed_at[
-            event.decided_seq
-        ]  # one plan admitted all of these: nobody passed anybody
+        # One plan admitted all of these: nobody passed anybody.
+        wait.passed_by -= self._passed_at[event.decided_seq]
         wait.passed = [each for each in wait.passed if each.decided_seq != event.decided_seq]
         wait.close(record.at_ms, "admitted")
 

@@ -36,7 +36,7 @@ class SinkClient(Client):
 
 
 class SinkParser(Parser):
-    """Gives whole messages to sinks by itself, everything else to nats-py: that takes 5 µs a message, this takes 2."""
+    """Gives whole messages to sinks by itself, in 1.7 µs where nats-py takes 2.7; the rest is left to nats-py."""
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what came in."""
